@@ -1,0 +1,66 @@
+# Thin names over real commands. Everything runs in the project's own .venv.
+#   make demo    from a prompt to a picture, through the real gateway and services
+#   make test    every check and every test
+#   make check   format, lint, types, import contracts, proto lint and drift
+#   make bench   the benchmarks, one after the other; results in benchmarks/results/
+#   make soak    ten minutes of load with random cancels
+#   make gpu-check  correctness and speed on a CUDA device
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= a red apple
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check pytest proto bench soak gpu-check clean
+
+demo: $(VENV)/.local
+	$(BIN)/limner demo "$(PROMPT)" --output demo.png
+
+test: check pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m proto.lint
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m proto.generate
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.denoiser
+	$(BIN)/python -m benchmarks.gateway_hop
+	$(BIN)/python -m benchmarks.inflight
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak
+
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m benchmarks.denoiser --device cuda
+	$(BIN)/python -m benchmarks.inflight --device cuda
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Limner needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is incomplete. On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing the suite (a minute or two the first time) …"
+	$(INSTALL) --editable '.[local]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing the suite and its development tools (a few minutes the first time) …"
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.local

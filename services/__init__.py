@@ -1,0 +1,1 @@
+"""Limner: the services, one package each."""
