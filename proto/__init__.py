@@ -1,0 +1,1 @@
+"""The contract: `.proto` files, their generator and the generated stubs."""
