@@ -1,0 +1,1 @@
+"""The diffusion service: prompts to pictures, batched in flight."""
