@@ -1,0 +1,135 @@
+"""Who calls, and by when: the request context of the call that is being served.
+
+The interceptor sets it, handlers read it with `current_request()`, a proxy passes it on with
+`outgoing_metadata()`. Who the caller is, is decided by an `Identify` function: a backend that only
+the gateway can reach trusts its metadata, the gateway authenticates a key instead.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from services.runtime.errors import FieldViolation, InvalidRequestError
+
+REQUEST_ID_KEY = "x-request-id"
+ACCOUNT_KEY = "x-limner-account"
+PRIORITY_KEY = "x-limner-priority"
+
+_MAX_REQUEST_ID_LENGTH = 128
+_MAX_PRIORITY = 1000
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Who a call is made for."""
+
+    account: str
+    """Empty when nobody said so, as in development without a gateway."""
+    priority: int = 0
+    """Higher goes first, −1000 to 1000."""
+
+
+Identify: TypeAlias = Callable[[Metadata], Awaitable[Identity]]
+"""Tells from a call's metadata who makes it, or raises a `LimnerError`; runs before the handler,
+in the handler's task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestContext:
+    """What is known about a call beside its message."""
+
+    request_id: str
+    """The caller's, when it sent a usable one; at most 128 printable ASCII characters."""
+    account: str
+    """See `Identity.account`."""
+    priority: int
+    """See `Identity.priority`."""
+    deadline: float | None
+    """Seconds on the clock of `time.monotonic`; None: the caller waits for ever."""
+
+
+_CURRENT: ContextVar[RequestContext] = ContextVar("limner_request")
+
+
+def current_request() -> RequestContext:
+    """Return the context of the call that this task serves; LookupError outside of a call."""
+    return _CURRENT.get()
+
+
+def find_current_request() -> RequestContext | None:
+    """Return the context of the call that this task serves, or None outside of a call."""
+    return _CURRENT.get(None)
+
+
+def set_current_request(request: RequestContext) -> None:
+    """Make `request` the context of this task. For the interceptor, and for tests of handlers."""
+    _CURRENT.set(request)
+
+
+def new_request_context(metadata: Metadata, remaining_s: float | None) -> RequestContext:
+    """Open the context of a call that arrived now; nobody is identified yet."""
+    return RequestContext(
+        request_id=_request_id(first_value(metadata, REQUEST_ID_KEY)),
+        account="",
+        priority=0,
+        deadline=None if remaining_s is None else time.monotonic() + remaining_s,
+    )
+
+
+def outgoing_metadata(request: RequestContext) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that tells a backend what this server knows about the call."""
+    return (
+        (REQUEST_ID_KEY, request.request_id),
+        (ACCOUNT_KEY, request.account),
+        (PRIORITY_KEY, str(request.priority)),
+    )
+
+
+async def identity_from_metadata(metadata: Metadata) -> Identity:
+    """Believe the metadata: right behind the gateway, wrong at the door.
+
+    Raises InvalidRequestError when the priority is not a whole number from −1000 to 1000.
+    """
+    return Identity(
+        account=first_value(metadata, ACCOUNT_KEY) or "",
+        priority=_priority(first_value(metadata, PRIORITY_KEY)),
+    )
+
+
+def first_value(metadata: Metadata, key: str) -> str | None:
+    """Return the first text value under `key` (lower case), or None."""
+    return next((value for name, value in metadata if name == key and isinstance(value, str)), None)
+
+
+def _request_id(sent: str | None) -> str:
+    if sent and len(sent) <= _MAX_REQUEST_ID_LENGTH and sent.isascii() and sent.isprintable():
+        return sent
+    return uuid.uuid4().hex
+
+
+def _priority(sent: str | None) -> int:
+    if sent is None:
+        return 0
+    try:
+        # At most five characters, as int() takes time quadratic in the length of its text.
+        priority = int(sent[:6])
+    except ValueError:
+        priority = None
+    if priority is None or abs(priority) > _MAX_PRIORITY:
+        raise InvalidRequestError(
+            [
+                FieldViolation(
+                    field=f"metadata.{PRIORITY_KEY}",
+                    reason="OUT_OF_RANGE",
+                    description=f"must be a whole number from -{_MAX_PRIORITY} to {_MAX_PRIORITY}",
+                )
+            ]
+        )
+    return priority
