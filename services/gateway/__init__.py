@@ -1,0 +1,1 @@
+"""The door: API keys, admission, routing by model and load, and the relay of event streams."""

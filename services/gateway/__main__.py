@@ -1,0 +1,41 @@
+"""`python -m services.gateway`: the gateway as a process, set up by the environment alone."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.gateway.gateway import open_gateway
+from services.gateway.settings import GatewaySettings
+from services.runtime.logs import configure_logging
+from services.runtime.metrics import new_registry, serve_metrics
+from services.runtime.server import run_until_signal
+from services.runtime.settings import load
+
+
+def main() -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code."""
+    settings = load(GatewaySettings)
+    configure_logging(settings.log_level)
+    try:
+        return asyncio.run(_serve(settings))
+    except (ValueError, OSError, SQLAlchemyError) as error:
+        print(f"the gateway cannot start: {_first_line(error)}", file=sys.stderr)
+        return 1
+
+
+async def _serve(settings: GatewaySettings) -> int:
+    registry = new_registry("gateway")
+    with serve_metrics(settings.metrics_address, registry):
+        async with open_gateway(settings, registry=registry) as gateway:
+            return await run_until_signal(gateway.server)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

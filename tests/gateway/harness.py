@@ -1,0 +1,196 @@
+"""A running gateway with a key, for tests: real server, real channel, real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from limner.v1 import generation_pb2 as pb
+from limner.v1 import generation_pb2_grpc
+from services.gateway.admission import AdmissionRequest, Delivery
+from services.gateway.backend import LinkOptions
+from services.gateway.gateway import Gateway, open_gateway
+from services.gateway.key_store import KeyStore
+from services.gateway.settings import GatewaySettings
+from services.gateway.tables import metadata
+from services.storage.database import create_schema, open_engine
+from tests.gateway.fake_backend import FakeBackend
+
+PEPPER = "pepper-for-tests-0123456789abcdefghij"
+
+
+@dataclass(kw_only=True)
+class CountedLease:
+    """A lease that remembers how it was closed."""
+
+    request: AdmissionRequest
+    closings: list[str] = field(default_factory=list)
+    delivered: Delivery | None = None
+
+    async def settle(self, delivered: Delivery) -> None:
+        await asyncio.sleep(0.001)  # a store would take a moment: long enough to be cancelled in
+        self.delivered = delivered
+        self.closings.append("settle")
+
+    async def refund(self) -> None:
+        await asyncio.sleep(0.001)
+        self.closings.append("refund")
+
+
+@dataclass(kw_only=True)
+class CountedAdmission:
+    """Lets everybody in and remembers every lease."""
+
+    leases: list[CountedLease] = field(default_factory=list)
+
+    async def admit(self, request: AdmissionRequest) -> CountedLease:
+        await asyncio.sleep(0.001)
+        lease = CountedLease(request=request)
+        self.leases.append(lease)
+        return lease
+
+    @property
+    def closings(self) -> list[list[str]]:
+        return [lease.closings for lease in self.leases]
+
+
+@dataclass(kw_only=True)
+class Harness:
+    """What a test needs of a gateway."""
+
+    gateway: Gateway
+    registry: CollectorRegistry
+    admission: CountedAdmission
+    store: KeyStore
+    key: str
+    key_id: str
+    channel: grpc.aio.Channel
+
+    @property
+    def authorization(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.key}"),)
+
+    def generate(
+        self,
+        prompt: str = "picture",
+        *,
+        timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        channel: grpc.aio.Channel | None = None,
+        **fields: Any,
+    ) -> Any:
+        """A call with the key, by default to the gateway; an async iterator of events."""
+        request = pb.GenerateImageRequest(prompt=prompt, **fields)
+        stub = generation_pb2_grpc.GenerationServiceStub(channel or self.channel)
+        metadata = (*self.authorization, *metadata)
+        return stub.GenerateImage(request, timeout=timeout, metadata=metadata)
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.registry.get_sample_value(name, labels)
+        return 0.0 if value is None else value
+
+
+def settings(tmp_path: Path, targets: list[str], **changes: Any) -> GatewaySettings:
+    values: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "database_url": SecretStr(f"sqlite+aiosqlite:///{tmp_path}/gateway.db"),
+        "key_pepper": SecretStr(PEPPER),
+        "backends": tuple(targets),
+        "grace_s": 1.0,
+    }
+    return GatewaySettings(**(values | changes))
+
+
+@asynccontextmanager
+async def running_gateway(
+    tmp_path: Path,
+    *backends: FakeBackend | str,
+    options: LinkOptions | None = None,
+    wait: bool = True,
+    **changes: Any,
+) -> AsyncIterator[Harness]:
+    """A gateway in front of `backends`, which are all known to it when the block begins."""
+    targets = [each if isinstance(each, str) else each.address for each in backends]
+    configured = settings(tmp_path, targets, **changes)
+    engine = open_engine(configured.database_url.get_secret_value())
+    await create_schema(engine, metadata)
+    store = KeyStore(engine=engine)
+    key, record = await store.create_key(account="acme", name="test", pepper=PEPPER.encode())
+    registry, admission = CollectorRegistry(), CountedAdmission()
+    async with (
+        aclosing_engine(engine),
+        open_gateway(
+            configured, registry=registry, admission=admission, options=options
+        ) as gateway,
+    ):
+        if wait:
+            await until(lambda: serving_count(gateway) == len(backends))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+            yield Harness(
+                gateway=gateway,
+                registry=registry,
+                admission=admission,
+                store=store,
+                key=key.text,
+                key_id=record.key_id,
+                channel=channel,
+            )
+
+
+@asynccontextmanager
+async def aclosing_engine(engine: AsyncEngine) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await engine.dispose()
+
+
+def serving_count(gateway: Gateway) -> int:
+    return sum(backend.serving for backend in gateway.pool.backends)
+
+
+async def until(
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, timeout_s: float = 30
+) -> None:
+    """Waits until `condition` holds; TimeoutError if it never does."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def failure(call: Any, *, timeout_s: float = 30) -> grpc.aio.AioRpcError:
+    """The error that a stream ends with."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for _ in call:
+                pass
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call did not fail")
+
+
+def error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """The ErrorInfo that every error carries."""
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    return error_info(error).reason

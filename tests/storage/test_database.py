@@ -1,0 +1,98 @@
+import asyncio
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text, update
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from services.storage.database import UtcDateTime, create_schema, open_engine, sqlite_path
+
+metadata = MetaData()
+parents = Table(
+    "parents", metadata, Column("id", Integer, primary_key=True), Column("at", UtcDateTime)
+)
+children = Table("children", metadata, Column("parent", ForeignKey("parents.id")))
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/new/folder/test.db")
+    await create_schema(engine, metadata)
+    yield engine
+    await engine.dispose()
+
+
+async def test_the_folder_of_a_sqlite_file_is_made(engine, tmp_path):
+    assert (tmp_path / "new" / "folder" / "test.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"), [("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 5000)]
+)
+async def test_sqlite_connections_are_configured(engine, pragma, value):
+    async with engine.connect() as one, engine.connect() as other:
+        for connection in (one, other):
+            assert await connection.scalar(text(f"PRAGMA {pragma}")) == value
+
+
+async def test_foreign_keys_are_enforced(engine):
+    with pytest.raises(IntegrityError):
+        async with engine.begin() as connection:
+            await connection.execute(insert(children).values(parent=1))
+
+
+async def test_creating_a_schema_that_exists_keeps_its_rows(engine):
+    async with engine.begin() as connection:
+        await connection.execute(insert(parents).values(id=1))
+    await create_schema(engine, metadata)
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(parents.c.id)) == 1
+
+
+async def test_points_in_time_come_back_in_utc(engine):
+    moment = datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    async with engine.begin() as connection:
+        await connection.execute(insert(parents).values(id=1, at=moment))
+        stored = await connection.scalar(select(parents.c.at))
+    assert stored == moment
+    assert stored.tzinfo is UTC
+
+
+async def test_a_time_without_a_zone_is_refused(engine):
+    with pytest.raises(StatementError, match="without a time zone"):
+        async with engine.begin() as connection:
+            await connection.execute(insert(parents).values(id=1, at=datetime(2026, 3, 1)))
+
+
+async def test_writers_of_two_engines_wait_for_each_other(engine):
+    other = open_engine(engine.url.render_as_string(hide_password=False))
+    async with engine.begin() as connection:
+        await connection.execute(insert(parents).values(id=0))
+
+    async def count_up(mine):
+        async with mine.begin() as connection:
+            await connection.execute(update(parents).values(id=parents.c.id + 1))
+
+    await asyncio.gather(*(count_up(mine) for _ in range(25) for mine in (engine, other)))
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(parents.c.id)) == 50
+    await other.dispose()
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "foo+bar://host/db", "sqlite:///file.db"])
+def test_a_bad_url_is_a_value_error(url):
+    with pytest.raises(ValueError, match=r"database URL|asynchronous"):
+        open_engine(url)
+
+
+def test_an_error_never_quotes_a_password():
+    with pytest.raises(ValueError, match="postgresql") as raised:
+        open_engine("postgresql+psycopg2://user:hunter2@host/db")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_only_sqlite_files_have_a_path(tmp_path):
+    assert sqlite_path(f"sqlite+aiosqlite:///{tmp_path}/a.db") == tmp_path / "a.db"
+    assert sqlite_path("sqlite+aiosqlite://") is None
+    assert sqlite_path("sqlite+aiosqlite:///:memory:") is None
+    assert sqlite_path("postgresql+asyncpg://user@host/db") is None
