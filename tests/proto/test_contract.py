@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from limner.v1 import generation_pb2, model_pb2
 
+from limner.v1 import generation_pb2, model_pb2
 from proto import generate, lint
 
 
