@@ -1,0 +1,1 @@
+"""Model architectures: what each consists of, and how its folders are read."""

@@ -1,0 +1,62 @@
+"""The components of a Stable Diffusion 1.x model as graph sources, ready to run or to export.
+
+Shape legend: B rows, C latent channels, h and w latent sides, L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from services.diffusion.families.sd1.components import Decoder, Denoiser, TextEncoder
+from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout
+from services.diffusion.graphs.graph import GraphSource
+
+
+def denoiser_source(layout: Layout, unet: nn.Module) -> GraphSource:
+    """Latents (B, C, h, w), timesteps (B,) and context (B, L, D) to raw output (B, C, h, w)."""
+    return GraphSource(
+        name="denoiser",
+        revision=layout.revision,
+        module=Denoiser(unet),
+        input_names=("latents", "timesteps", "context"),
+        example_inputs=(
+            _example_latents(layout),
+            torch.tensor([1.0, 500.5, 999.0]),
+            torch.zeros(3, layout.token_window, layout.text_width),
+        ),
+        dynamic_axes=(frozenset({0, 2, 3}), frozenset({0}), frozenset({0})),
+        precisions=frozenset({"float32", "bfloat16", "float16"}),
+    )
+
+
+def decoder_source(layout: Layout, vae: nn.Module) -> GraphSource:
+    """Latents (B, C, h, w) to uint8 pictures (B, H, W, 3)."""
+    return GraphSource(
+        name="decoder",
+        revision=layout.revision,
+        module=Decoder(vae),
+        input_names=("latents",),
+        example_inputs=(_example_latents(layout),),
+        dynamic_axes=(frozenset({0, 2, 3}),),
+        # At most two levels of 255 off, and twice as fast; float16 can overflow in a decoder.
+        precisions=frozenset({"float32", "bfloat16"}),
+    )
+
+
+def text_encoder_source(layout: Layout, text_encoder: nn.Module) -> GraphSource:
+    """Token ids (1, L) to embeddings (1, L, D): prompts are encoded one by one."""
+    return GraphSource(
+        name="text_encoder",
+        revision=layout.revision,
+        module=TextEncoder(text_encoder),
+        input_names=("ids",),
+        example_inputs=(torch.zeros((1, layout.token_window), dtype=torch.int64),),
+        dynamic_axes=(frozenset(),),
+    )
+
+
+def _example_latents(layout: Layout) -> Tensor:
+    """Sides that differ, so that the exporter does not take them for one and the same."""
+    coarse = layout.side_multiple // layout.vae_scale
+    return torch.zeros(3, LATENT_CHANNEL_COUNT, 2 * coarse, 3 * coarse)

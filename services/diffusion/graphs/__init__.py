@@ -1,0 +1,1 @@
+"""Component graphs of a model, and the runtimes that they run on."""

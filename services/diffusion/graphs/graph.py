@@ -1,0 +1,81 @@
+"""A component of a model as a pure function of tensors, whatever computes it.
+
+Families describe their components as `GraphSource`s; `selection.open_graph` turns one into a
+`Graph` on a runtime. Nothing here knows what a denoiser or a decoder is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class GraphError(Exception):
+    """A graph cannot be made or run here; the message is one line for the operator.
+
+    GraphError
+    ├── RuntimeMissingError   the runtime's package is not installed
+    ├── ExportError           the exporter does not understand the component
+    └── GraphStoreError       the folder of exported graphs cannot be written (full, read-only)
+    """
+
+
+class RuntimeMissingError(GraphError):
+    """The runtime's package is not installed."""
+
+
+class ExportError(GraphError):
+    """The exporter does not understand the component."""
+
+
+class GraphStoreError(GraphError):
+    """The folder of exported graphs cannot be written: full, read-only, not a folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GraphSource:
+    """A component in torch, with what an exporter must know of it.
+
+    `module` takes `len(input_names)` tensors by position, float32 or token ids, and returns one.
+    """
+
+    name: str
+    """For example `denoiser`; names files and log lines."""
+    revision: str
+    """Digest of everything that the module computes with."""
+    module: nn.Module
+    input_names: tuple[str, ...]
+    example_inputs: tuple[Tensor, ...]
+    """One tensor an input, with sizes of dynamic axes that are not 1."""
+    dynamic_axes: tuple[frozenset[int], ...]
+    """For every input, the axes whose size may change from call to call."""
+    precisions: frozenset[Precision] = frozenset({"float32"})
+    """What it may compute in without visible harm; a runtime takes the fastest of these."""
+
+    def __post_init__(self) -> None:
+        if not len(self.input_names) == len(self.example_inputs) == len(self.dynamic_axes):
+            raise ValueError(f"graph {self.name}: names, examples and axes differ in number")
+        for example, axes in zip(self.example_inputs, self.dynamic_axes, strict=True):
+            if any(example.shape[axis] < 2 for axis in axes):
+                raise ValueError(f"graph {self.name}: an exporter would fix an axis of size 1")
+
+
+class Graph(Protocol):
+    """A component ready to run; called from the device thread alone.
+
+    Takes contiguous tensors on the graph's device, float32 or token ids, in the order of
+    `GraphSource.input_names`, and returns a fresh tensor there that no later call writes to.
+    """
+
+    @property
+    def runtime(self) -> str:
+        """What computes it and in which precision, for example `openvino-bfloat16`."""
+        ...
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run the component once."""
+        ...
