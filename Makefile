@@ -12,6 +12,15 @@ BIN := $(VENV)/bin
 PROMPT ?= a red apple
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+SHELL := /bin/bash
+
+# $(call benchmark,NAME,ARGUMENTS,SUFFIX): the table for people; the last line, JSON, is kept.
+define benchmark
+	set -o pipefail; mkdir -p .cache benchmarks/results && \
+	  $(BIN)/python -m benchmarks.$(1) $(2) | tee .cache/benchmark.txt && \
+	  tail -n 1 .cache/benchmark.txt > benchmarks/results/$(1)$(3).json
+endef
+
 .PHONY: demo test check pytest proto bench soak gpu-check clean
 
 demo: $(VENV)/.local
@@ -33,17 +42,18 @@ proto: $(VENV)/.dev
 	$(BIN)/python -m proto.generate
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.denoiser
-	$(BIN)/python -m benchmarks.gateway_hop
-	$(BIN)/python -m benchmarks.inflight
+	$(call benchmark,denoiser,models/limner-emoji)
+	$(call benchmark,reproducibility,models/limner-emoji)
+	$(call benchmark,gateway_hop)
+	$(call benchmark,inflight,--plot docs/inflight.svg)
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.soak
+	$(call benchmark,soak)
 
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m gpu
-	$(BIN)/python -m benchmarks.denoiser --device cuda
-	$(BIN)/python -m benchmarks.inflight --device cuda
+	$(call benchmark,denoiser,models/limner-emoji,-gpu)
+	$(call benchmark,inflight,,-gpu)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.diffusion.batching import Batcher, BatcherLimits
 from services.diffusion.catalog import ModelCatalog
-from services.diffusion.families.loading import load_model
+from services.diffusion.families.loading import load_model, settle_torch_threads
 from services.diffusion.generation import ImageGeneration
 from services.diffusion.metrics import DiffusionMetrics
 from services.diffusion.model import LoadedModel, ModelSpec
@@ -108,6 +108,7 @@ class DiffusionServer:
             extra = {"model": model.name, "revision": model.revision, "duration_s": duration_s}
             _LOGGER.info("model is ready", extra=extra)
             models.append(model)
+        await self._worker.call(settle_torch_threads, models)
         self._catalog.offer(models)
         self.grpc.set_serving(True)
 

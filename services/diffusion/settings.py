@@ -52,6 +52,8 @@ class DiffusionSettings(Settings):
     device: DeviceName = "auto"
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute on a CPU; absent: one for every core that this process may use."""
+    compiled: bool = False
+    """On CUDA, run through `torch.compile`."""
     max_batch_rows: int | None = Field(default=None, ge=2)
     """Rows of a denoiser call, of which a guided picture takes two; absent: the model's advice."""
     max_queued_requests: int = Field(default=256, ge=1)
@@ -78,6 +80,7 @@ class DiffusionSettings(Settings):
                 runtime=self.runtime,
                 device=self.device,
                 thread_count=self.threads,
+                compiled=self.compiled,
                 cache_dir=self.cache_dir,
             )
             for name, source in map(_split_model, self.models)

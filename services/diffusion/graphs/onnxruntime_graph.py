@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.diffusion.graphs.graph import RuntimeMissingError
+from services.diffusion.graphs.graph import GraphError, RuntimeMissingError
 
 
 class OnnxRuntimeGraph:
@@ -31,10 +31,15 @@ class OnnxRuntimeGraph:
             path, options, providers=["CPUExecutionProvider"]
         )
         self._input_names = [put.name for put in self._session.get_inputs()]
+        state = onnxruntime.capi.onnxruntime_pybind11_state
+        self._run_errors = (state.Fail, state.InvalidArgument, state.RuntimeException)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the component once."""
         feeds = {
             name: tensor.numpy() for name, tensor in zip(self._input_names, inputs, strict=True)
         }
-        return torch.from_numpy(self._session.run(None, feeds)[0])
+        try:
+            return torch.from_numpy(self._session.run(None, feeds)[0])
+        except self._run_errors as error:
+            raise GraphError(f"ONNX Runtime failed: {error}") from error

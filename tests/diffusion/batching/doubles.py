@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,7 @@ class AnalyticModel:
     samplers = tuple(SAMPLERS)
     vocabulary = Vocabulary(concepts=("red apple",), styles=("3d",), backgrounds=("blue",))
     device = "cpu"
+    runtimes: ClassVar = {"denoiser": "torch-float32"}
     max_batch_rows = 16
 
     def __init__(

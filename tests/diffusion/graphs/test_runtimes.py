@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.diffusion.batching.isolation import MODEL_FAULTS
 from services.diffusion.families.sd1.layout import Layout
 from services.diffusion.graphs.graph import Graph, GraphError, GraphSource
 from services.diffusion.graphs.onnxruntime_graph import OnnxRuntimeGraph
@@ -50,6 +51,15 @@ def test_an_exported_denoiser_equals_torch(
     assert graph.runtime == f"{runtime}-float32"
     assert output.dtype == torch.float32
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_that_do_not_fit_are_a_fault_that_the_batcher_isolates(
+    runtime: str, layout: Layout, denoiser_file: Path
+) -> None:
+    latents, timesteps, context = denoiser_inputs(layout, 2, 64, 64)
+
+    with pytest.raises(MODEL_FAULTS):
+        open_file(runtime, denoiser_file)(latents[:, :3].contiguous(), timesteps, context)
 
 
 def test_an_exported_decoder_gives_the_pixels_of_torch(
