@@ -1,0 +1,1 @@
+"""In-flight batching beside what a user would build with diffusers; see `__main__`."""
