@@ -1,0 +1,69 @@
+"""The command's entry: its sub-commands, and one place where failures become a few lines.
+
+Further sub-commands come from the entry-point group `limner.commands`, so that the client imports
+no other service.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.client.cli.failure import describe
+from services.client.cli.generate import generate
+from services.client.cli.listing import models, whoami
+from services.client.cli.plugins import CommandGroup
+from services.client.errors import LimnerError
+
+app = typer.Typer(
+    name="limner",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(models)
+app.command()(whoami)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, the process's own by default, and return the exit code."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app(arguments)
+    except LimnerError as error:
+        errors.print(describe(error), style="red", markup=False)
+        return 1
+    except OSError as error:
+        errors.print(f"limner: {error}", style="red", markup=False)
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"limner {version('limner')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def limner(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Pictures to order, from your own Limner server.
+
+    Try `limner demo` for a picture without any set-up, or `limner up` for a server on this machine.
+    """

@@ -1,0 +1,76 @@
+"""The options that say which server a command talks to, and with which key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.client.client import Client
+from services.client.endpoint import (
+    ADDRESS_VARIABLE,
+    API_KEY_VARIABLE,
+    DEFAULT_ADDRESS,
+    is_loopback,
+)
+
+LOCAL_KEY_FILE = Path("limner-data/api-key")
+"""Where `limner up` leaves the key of its first account, below the folder that it is started in."""
+
+_SERVER = "Server"
+
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        envvar=ADDRESS_VARIABLE, metavar="HOST:PORT", help="The server.", rich_help_panel=_SERVER
+    ),
+]
+TlsOption = Annotated[
+    bool, typer.Option("--tls", help="Connect with TLS.", rich_help_panel=_SERVER)
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"File with the API key. Without it {API_KEY_VARIABLE} counts, and for a server on "
+        f"this machine the key that `limner up` left in {LOCAL_KEY_FILE}.",
+        rich_help_panel=_SERVER,
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="Give up after so long.", rich_help_panel=_SERVER
+    ),
+]
+
+
+def connect(
+    address: str = DEFAULT_ADDRESS,
+    *,
+    tls: bool = False,
+    key_file: Path | None = None,
+    timeout_s: float | None = None,
+) -> Client:
+    """Return a client for the options; a usage error when the key cannot be read."""
+    try:
+        key = _find_key(address, key_file)
+        return Client(address, api_key=key, tls=tls, timeout_s=timeout_s)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read the key: {error}", param_hint="--key-file") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _find_key(address: str, key_file: Path | None) -> str | None:
+    """Return the key to send; the local one never leaves this machine unless asked for by name."""
+    if key_file is not None:
+        return key_file.read_text().strip()
+    from_environment = os.environ.get(API_KEY_VARIABLE)
+    if from_environment:
+        return from_environment
+    if is_loopback(address) and LOCAL_KEY_FILE.is_file():
+        return LOCAL_KEY_FILE.read_text().strip()
+    return None

@@ -1,0 +1,61 @@
+"""Failures in a few lines for people: what went wrong, in which option, what to do.
+
+Used by the command and by `limner demo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.client.errors import (
+    InvalidRequest,
+    LimnerError,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+)
+
+_OPTIONS: Mapping[str, str] = {
+    "prompt": "PROMPT",
+    "negative_prompt": "--negative",
+    "model": "--model",
+    "width": "--width",
+    "height": "--height",
+    "step_count": "--steps",
+    "guidance_scale": "--guidance",
+    "seed": "--seed",
+    "sampler": "--sampler",
+    "sample_count": "--samples",
+    "output_format": "--format",
+    "preview_interval": "--preview-every",
+}
+
+
+def describe(error: LimnerError) -> str:
+    """Return what to print for a failed call; lines without a trailing newline."""
+    if isinstance(error, InvalidRequest) and error.violations:
+        lines = ["limner: the request is not valid"]
+        lines += [
+            f"  {_OPTIONS.get(each.field, each.field)}: {each.description}"
+            for each in error.violations
+        ]
+        return "\n".join(lines)
+    return "\n".join([f"limner: {_headline(error)}", *_advice(error)])
+
+
+def _headline(error: LimnerError) -> str:
+    if isinstance(error, Unavailable) and not error.reason:
+        return "no server could be reached"
+    return str(error)
+
+
+def _advice(error: LimnerError) -> list[str]:
+    if isinstance(error, Unavailable) and not error.reason:
+        return [f"  {error}", "  Is `limner up` running? Set --address for a server elsewhere."]
+    if isinstance(error, Unauthenticated):
+        return ["  Set LIMNER_API_KEY to a key made with `limner keys create`."]
+    if error.retry_after_s is not None:
+        return [f"  Try again in {error.retry_after_s:g} s."]
+    if isinstance(error, ServerError) and error.request_id:
+        return [f"  The server's logs have more under request id {error.request_id}."]
+    return []

@@ -1,0 +1,101 @@
+"""`limner models` and `limner whoami`: what the server has and who is asking."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.client.catalog import Model
+from services.client.cli.connection import (
+    AddressOption,
+    KeyFileOption,
+    TimeoutOption,
+    TlsOption,
+    connect,
+)
+from services.client.endpoint import DEFAULT_ADDRESS
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def models(
+    words: Annotated[
+        bool, typer.Option("--words", help="Show the words that each model knows.")
+    ] = False,
+    as_json: JsonOption = False,
+    address: AddressOption = DEFAULT_ADDRESS,
+    tls: TlsOption = False,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """List the models with their limits and defaults."""
+    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
+        found = client.models()
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(model) for model in found], indent=2) + "\n")
+    elif words:
+        _print_words(found)
+    else:
+        _print_table(found)
+
+
+def whoami(
+    as_json: JsonOption = False,
+    address: AddressOption = DEFAULT_ADDRESS,
+    tls: TlsOption = False,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Show the account and the key that calls are made with."""
+    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
+        account = client.account()
+    created = account.key_create_time
+    if as_json:
+        values = {**asdict(account), "key_create_time": created and created.isoformat()}
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        return
+    since = f", created {created:%Y-%m-%d %H:%M} UTC" if created else ""
+    sys.stdout.write(f"account {account.account}, key {account.key_id}{since}\n")
+
+
+def _print_table(found: Sequence[Model]) -> None:
+    table = Table(caption="* default")
+    for heading in ("model", "sizes", "steps", "guidance", "samples"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("samplers")
+    for model in found:
+        limits, defaults = model.limits, model.defaults
+        samplers = [f"{name}*" if name == defaults.sampler else name for name in model.samplers]
+        cells = (
+            "\n".join((model.name, model.revision[:12], model.license)),
+            f"{limits.min_side}–{limits.max_side} by {limits.side_multiple}\n"
+            f"{defaults.width}×{defaults.height}*",
+            f"{limits.min_step_count}–{limits.max_step_count}\n{defaults.step_count}*",
+            f"{limits.min_guidance_scale:g}–{limits.max_guidance_scale:g}\n"
+            f"{defaults.guidance_scale:g}*",
+            f"1–{limits.max_sample_count}",
+            ", ".join(samplers),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)
+
+
+def _print_words(found: Sequence[Model]) -> None:
+    console = Console(highlight=False)
+    for model in found:
+        console.print(Text(model.name, style="bold"))
+        if model.vocabulary is None:
+            console.print("  any words")
+            continue
+        for kind in ("concepts", "styles", "backgrounds"):
+            listed: tuple[str, ...] = getattr(model.vocabulary, kind)
+            if listed:
+                console.print(Text(f"  {kind} ({len(listed)}): {', '.join(listed)}"))

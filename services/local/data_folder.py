@@ -1,0 +1,88 @@
+"""The folder of a local suite: database, pepper, the first API key, logs.
+
+Made by `limner up` on its first start and found again by the next. `limner keys` and
+`limner generate` look in the same places.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from services.gateway.key_format import digest_key
+from services.gateway.key_store import KeyStore
+from services.gateway.pepper import load_or_create_pepper
+from services.gateway.tables import metadata
+from services.storage.database import create_schema, open_engine
+
+ACCOUNT = "local"
+_KEY_NAME = "limner up"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFolder:
+    """The places in the folder at `path`."""
+
+    path: Path
+
+    @property
+    def key_file(self) -> Path:
+        """The API key of the account `local`, mode 0600."""
+        return self.path / "api-key"
+
+    @property
+    def logs(self) -> Path:
+        """The logs of the services."""
+        return self.path / "logs"
+
+    @property
+    def database_url(self) -> str:
+        """The gateway's database."""
+        return f"sqlite+aiosqlite:///{self.path.resolve() / 'gateway.db'}"
+
+    async def prepare(self) -> str:
+        """Create what is missing and return the pepper.
+
+        A key in the file that the database does not know, or no longer accepts, is replaced.
+        Raises OSError and PepperError.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        pepper = load_or_create_pepper(self.path)
+        engine = open_engine(self.database_url)
+        try:
+            await create_schema(engine, metadata)
+            store = KeyStore(engine=engine)
+            if not await self._has_valid_key(store, pepper):
+                key, _ = await store.create_key(
+                    account=ACCOUNT, name=_KEY_NAME, pepper=pepper.encode()
+                )
+                self._store_key(key.text)
+        finally:
+            await engine.dispose()
+        return pepper
+
+    def read_key(self) -> str:
+        """Return the API key. Raises OSError before `prepare`."""
+        return self.key_file.read_text().strip()
+
+    async def _has_valid_key(self, store: KeyStore, pepper: str) -> bool:
+        if not self.key_file.exists():
+            return False
+        record = await store.find_key(digest_key(self.read_key(), pepper.encode()))
+        return record is not None and record.state(datetime.now(UTC)) == "active"
+
+    def _store_key(self, key: str) -> None:
+        draft = self.path / f".api-key.{secrets.token_hex(4)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(key + "\n")
+            draft.replace(self.key_file)
+        finally:
+            with suppress(FileNotFoundError):
+                draft.unlink()

@@ -1,0 +1,136 @@
+"""What a local suite is made of: ports, folders, and the environment of each service.
+
+Filled in by `services.local.cli`. The services' own variables (LIMNER_DIFFUSION_THREADS and the
+like) pass through; those that tie the suite together are set here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.local.data_folder import DataFolder
+from services.local.ports import HOST, free_port, is_free
+from services.local.process import ServiceSpec
+
+DEFAULT_PORT = 50051
+_GATEWAY_METRICS_PORT = 9464
+_DIFFUSION_METRICS_PORT = 9465
+_DEFAULT_GRACE_S = 30.0
+_GENERATION_SERVICE = "limner.v1.GenerationService"
+_MODELS_VARIABLE = "LIMNER_DIFFUSION_MODELS"
+_CACHE_VARIABLE = "LIMNER_DIFFUSION_CACHE_DIR"
+_EMBEDDED_MODEL = Path(__file__).parents[2] / "models" / "limner-emoji"
+
+
+class SetupError(Exception):
+    """The suite cannot be started as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteSettings:
+    """A suite before it starts. All ports are on this machine only."""
+
+    data: DataFolder
+    models: str
+    gateway_port: int
+    gateway_metrics_port: int
+    diffusion_port: int
+    diffusion_metrics_port: int
+
+    @property
+    def address(self) -> str:
+        """Where the gateway takes requests."""
+        return f"{HOST}:{self.gateway_port}"
+
+    @property
+    def metrics_urls(self) -> tuple[str, str]:
+        """Where the metrics of gateway and diffusion are."""
+        ports = (self.gateway_metrics_port, self.diffusion_metrics_port)
+        gateway, diffusion = (f"http://{HOST}:{port}/metrics" for port in ports)
+        return gateway, diffusion
+
+    def gateway(self, pepper: str) -> ServiceSpec:
+        """Return how the gateway is started."""
+        return ServiceSpec(
+            name="gateway",
+            module="services.gateway",
+            address=self.address,
+            health_service=_GENERATION_SERVICE,
+            environment={
+                "LIMNER_GATEWAY_ADDRESS": self.address,
+                "LIMNER_GATEWAY_METRICS_ADDRESS": f"{HOST}:{self.gateway_metrics_port}",
+                "LIMNER_GATEWAY_DATABASE_URL": self.data.database_url,
+                "LIMNER_GATEWAY_KEY_PEPPER": pepper,
+                "LIMNER_GATEWAY_BACKENDS": f"{HOST}:{self.diffusion_port}",
+            },
+            grace_s=_grace_s("LIMNER_GATEWAY_GRACE_S"),
+        )
+
+    def diffusion(self) -> ServiceSpec:
+        """Return how the diffusion server is started."""
+        address = f"{HOST}:{self.diffusion_port}"
+        return ServiceSpec(
+            name="diffusion",
+            module="services.diffusion",
+            address=address,
+            health_service=_GENERATION_SERVICE,
+            environment={
+                "LIMNER_DIFFUSION_ADDRESS": address,
+                "LIMNER_DIFFUSION_METRICS_ADDRESS": f"{HOST}:{self.diffusion_metrics_port}",
+                _MODELS_VARIABLE: self.models,
+                _CACHE_VARIABLE: os.environ.get(_CACHE_VARIABLE) or str(_user_cache()),
+            },
+            grace_s=_grace_s("LIMNER_DIFFUSION_GRACE_S"),
+        )
+
+
+def plan_suite(data_dir: Path, *, port: int | None, models: str | None) -> SuiteSettings:
+    """Return a suite in `data_dir`; `port` None takes any free one.
+
+    `models` is a comma-separated list of `name=folder-or-hub-id`; None is LIMNER_DIFFUSION_MODELS,
+    else the model that comes with Limner. Raises SetupError.
+    """
+    return SuiteSettings(
+        data=DataFolder(path=data_dir),
+        models=_find_models(models),
+        gateway_port=free_port() if port is None else _check_port(port),
+        gateway_metrics_port=free_port(_GATEWAY_METRICS_PORT),
+        diffusion_port=free_port(),
+        diffusion_metrics_port=free_port(_DIFFUSION_METRICS_PORT),
+    )
+
+
+def _check_port(port: int) -> int:
+    try:
+        free = is_free(port)
+    except OSError as error:
+        raise SetupError(f"port {port} cannot be used: {error.strerror}") from None
+    if not free:
+        raise SetupError(
+            f"port {port} is in use, perhaps by another `limner up`; choose one with --port"
+        )
+    return port
+
+
+def _find_models(models: str | None) -> str:
+    models = models or os.environ.get(_MODELS_VARIABLE)
+    if models:
+        return models
+    if not _EMBEDDED_MODEL.is_dir():
+        raise SetupError(f"there is no model in {_EMBEDDED_MODEL}; name one with --models")
+    return f"limner-emoji={_EMBEDDED_MODEL}"
+
+
+def _user_cache() -> Path:
+    """Return where exported graphs are kept: the same place from whatever folder it is started."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+
+
+def _grace_s(variable: str) -> float:
+    """Return the grace that a service will read from its variable; it reports a bad one itself."""
+    try:
+        return float(os.environ.get(variable, _DEFAULT_GRACE_S))
+    except ValueError:
+        return _DEFAULT_GRACE_S

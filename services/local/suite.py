@@ -1,0 +1,153 @@
+"""The processes of a suite: started together, watched together, stopped in order.
+
+Used by `up` and `demo`. Requests come in through the first service and go on to the later ones, so
+that the first is stopped first: what it still relays can finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.local.process import ServiceProcess, ServiceSpec, start_process
+from services.local.readiness import State, wait_until_ready
+
+_Result = TypeVar("_Result")
+
+StateListener = Callable[[str, State], None]
+"""Hears the name of a service and its new state."""
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DEATH_NOTICE_S = 0.5
+
+
+class ServiceDied(Exception):
+    """A service ended by itself."""
+
+    def __init__(self, process: ServiceProcess, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        super().__init__(f"{process.spec.name} {how}")
+        self.log_tail = process.log_tail()
+
+
+class Stopped(Exception):
+    """A signal asked the suite to stop."""
+
+
+class Suite:
+    """Running services, in the order in which they are stopped."""
+
+    def __init__(self) -> None:
+        self.processes: list[ServiceProcess] = []
+
+    async def wait_until_ready(self, on_state: StateListener) -> None:
+        """Return when every service is ready."""
+        async with asyncio.TaskGroup() as group:
+            for process in self.processes:
+                group.create_task(_wait_until_ready(process.spec, on_state))
+
+    async def start(self, specs: Sequence[ServiceSpec], logs_dir: Path) -> None:
+        """Start the services. Raises OSError; those that were started are in `processes`."""
+        for spec in specs:
+            self.processes.append(await start_process(spec, logs_dir))
+
+    async def wait_for_death(self) -> ServiceDied:
+        """Wait until a service ends and return what there is to say."""
+        ends = {asyncio.create_task(process.wait()): process for process in self.processes}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+        return next(
+            ServiceDied(process, task.result()) for task, process in ends.items() if task.done()
+        )
+
+    async def stop(self) -> None:
+        """Drain one service after the other; returns when all are gone."""
+        for process in self.processes:
+            await process.stop()
+
+    def kill(self) -> None:
+        """End all at once."""
+        for process in self.processes:
+            process.kill()
+
+
+async def run_suite(
+    specs: Sequence[ServiceSpec],
+    logs_dir: Path,
+    body: Callable[[Suite], Awaitable[_Result]],
+    *,
+    on_stop: Callable[[], None],
+) -> _Result:
+    """Run services for as long as `body` does and return its result; none is left afterwards.
+
+    `body` is cancelled when a service ends by itself (raises ServiceDied) and when SIGINT, SIGTERM
+    or SIGHUP arrives (calls `on_stop`, raises Stopped). In any case the services are drained in
+    order; a second signal kills what is left of them.
+    """
+    suite = Suite()
+    stop_requested = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop_requested.is_set():
+            suite.kill()
+        else:
+            stop_requested.set()
+            on_stop()
+
+    with _handled(on_signal):
+        try:
+            await suite.start(specs, logs_dir)
+            return await _run_body(suite, body, stop_requested)
+        finally:
+            stop_requested.set()
+            await suite.stop()
+
+
+async def _run_body(
+    suite: Suite, body: Callable[[Suite], Awaitable[_Result]], stop_requested: asyncio.Event
+) -> _Result:
+    work = asyncio.ensure_future(body(suite))
+    death = asyncio.create_task(suite.wait_for_death())
+    stop = asyncio.create_task(stop_requested.wait())
+    tasks: list[asyncio.Future[Any]] = [work, death, stop]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and work.exception() is not None:
+            # A lost connection is often noticed before the death of the process behind it.
+            await asyncio.wait([death], timeout=_DEATH_NOTICE_S)
+        if stop.done():
+            raise Stopped
+        if death.done():
+            raise death.result()
+        return work.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait_until_ready(spec: ServiceSpec, on_state: StateListener) -> None:
+    def tell(state: State) -> None:
+        on_state(spec.name, state)
+
+    await wait_until_ready(spec.address, spec.health_service, tell)
+
+
+@contextmanager
+def _handled(handler: Callable[[], None]) -> Iterator[None]:
+    """Have the event loop call `handler` at each signal that asks to stop."""
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,60 @@
+"""`limner up`: the suite on this machine until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+from rich.text import Text
+
+from services.client.cli.connection import LOCAL_KEY_FILE
+from services.client.endpoint import DEFAULT_ADDRESS
+from services.local.display import StartDisplay
+from services.local.settings import SuiteSettings
+from services.local.suite import Stopped, Suite, run_suite
+
+
+async def serve(settings: SuiteSettings, console: Console) -> None:
+    """Serve until a signal arrives, then drain. Raises ServiceDied, OSError and PepperError."""
+    pepper = await settings.data.prepare()
+
+    async def body(suite: Suite) -> None:
+        with StartDisplay(console) as display:
+            await suite.wait_until_ready(display.show)
+        _print_usage(settings, console, display.elapsed_s)
+        await asyncio.Event().wait()
+
+    def on_stop() -> None:
+        console.print("stopping: running requests may finish; Ctrl-C again ends them")
+
+    try:
+        specs = (settings.gateway(pepper), settings.diffusion())
+        await run_suite(specs, settings.data.logs, body, on_stop=on_stop)
+    except Stopped:
+        console.print("stopped")
+
+
+def _print_usage(settings: SuiteSettings, console: Console, elapsed_s: float) -> None:
+    gateway, diffusion = settings.metrics_urls
+    console.print(
+        Text(f"Limner is up after {elapsed_s:.1f} s. Ctrl-C stops it.", style="bold green")
+    )
+    for name, value in (
+        ("try", f'limner generate "a red apple" -o apple.png{_options(settings)}'),
+        ("address", settings.address),
+        ("key", str(settings.data.key_file)),
+        ("metrics", f"{gateway} (gateway)"),
+        ("", f"{diffusion} (diffusion)"),
+        ("logs", str(settings.data.logs)),
+    ):
+        console.print(Text(f"  {name:8} {value}"), soft_wrap=True)
+
+
+def _options(settings: SuiteSettings) -> str:
+    """Return the options that `limner generate` needs to find this suite."""
+    options = ""
+    if settings.address != DEFAULT_ADDRESS:
+        options += f" --address {settings.address}"
+    if settings.data.key_file != LOCAL_KEY_FILE:
+        options += f" --key-file {settings.data.key_file}"
+    return options

@@ -1,0 +1,103 @@
+"""What `limner up` settles before anything starts: ports, models, folder, pepper, first key."""
+
+from __future__ import annotations
+
+import io
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from services.gateway.key_format import digest_key, is_well_formed
+from services.gateway.key_store import KeyStore
+from services.local.data_folder import ACCOUNT, DataFolder
+from services.local.picture import in_half_blocks
+from services.local.ports import HOST, free_port, is_free
+from services.local.settings import SetupError, plan_suite
+from services.storage.database import open_engine
+
+
+async def test_the_first_start_makes_a_key_that_the_gateway_knows(tmp_path: Path) -> None:
+    data = DataFolder(path=tmp_path / "data")
+    pepper = await data.prepare()
+    key = data.read_key()
+    assert is_well_formed(key)
+    assert stat.S_IMODE(data.key_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(data.path.stat().st_mode) == 0o700
+    engine = open_engine(data.database_url)
+    record = await KeyStore(engine=engine).find_key(digest_key(key, pepper.encode()))
+    await engine.dispose()
+    assert record is not None
+    assert record.account == ACCOUNT
+
+
+async def test_later_starts_keep_pepper_and_key(tmp_path: Path) -> None:
+    data = DataFolder(path=tmp_path)
+    first = (await data.prepare(), data.read_key())
+    assert (await data.prepare(), data.read_key()) == first
+
+
+async def test_a_key_that_no_longer_counts_is_replaced(tmp_path: Path) -> None:
+    data = DataFolder(path=tmp_path)
+    pepper = await data.prepare()
+    first = data.read_key()
+    engine = open_engine(data.database_url)
+    store = KeyStore(engine=engine)
+    record = await store.find_key(digest_key(first, pepper.encode()))
+    assert record is not None
+    await store.revoke_key(record.key_id)
+    await engine.dispose()
+    await data.prepare()
+    assert data.read_key() != first
+    assert is_well_formed(data.read_key())
+
+
+def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not is_free(port)
+        assert free_port(port) != port
+        with pytest.raises(SetupError, match=f"port {port} is in use.*--port"):
+            plan_suite(tmp_path, port=port, models="m=folder")
+    assert is_free(port)
+    assert free_port(port) == port
+    assert plan_suite(tmp_path, port=port, models="m=folder").address == f"{HOST}:{port}"
+
+
+def test_models_come_from_the_option_then_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMNER_DIFFUSION_MODELS", "b=there")
+    assert plan_suite(tmp_path, port=None, models="a=here").models == "a=here"
+    settings = plan_suite(tmp_path, port=None, models=None)
+    assert settings.diffusion().environment["LIMNER_DIFFUSION_MODELS"] == "b=there"
+
+
+def test_the_gateway_is_tied_to_the_diffusion_server(tmp_path: Path) -> None:
+    settings = plan_suite(tmp_path, port=None, models="m=folder")
+    gateway, diffusion = settings.gateway("p" * 32), settings.diffusion()
+    assert gateway.environment["LIMNER_GATEWAY_BACKENDS"] == diffusion.address
+    assert gateway.environment["LIMNER_GATEWAY_DATABASE_URL"].startswith("sqlite+aiosqlite:////")
+    ports = {settings.gateway_port, settings.diffusion_port}
+    ports |= {settings.gateway_metrics_port, settings.diffusion_metrics_port}
+    assert len(ports) == 4
+
+
+def test_a_picture_becomes_two_pixels_a_character() -> None:
+    picture = Image.new("RGB", (4, 4), "red")
+    picture.paste("blue", (0, 2, 4, 4))
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    text = in_half_blocks(encoded.getvalue(), max_width=2)
+    assert text.plain == "▀▀\n"
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(in_half_blocks(encoded.getvalue()))
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    assert "38;2;255;0;0" in output.getvalue()
+    assert "38;2;0;0;255" in output.getvalue()
