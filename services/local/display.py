@@ -17,7 +17,7 @@ from rich.text import Text
 from services.local.readiness import State
 
 _WORDS = {
-    ("diffusion", State.WARMING): "loading and warming the model",
+    ("diffusion", State.WARMING): "loading the model (a first start exports it, about a minute)",
     ("gateway", State.WARMING): "waiting for a model",
 }
 
