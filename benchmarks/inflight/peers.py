@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.inflight.queueing import Queued, Ticket, png
 from benchmarks.inflight.workload import PROMPTS
@@ -26,6 +28,9 @@ class DiffusersFifo(Queued):
 
     def load(self) -> None:
         """Load the pipeline in the precision that is faster here."""
+        for library in (diffusers_logging, transformers_logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         torch.set_num_threads(self.thread_count)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         candidates = [torch.float32, torch.bfloat16]

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.inflight.drive import System, cancel_to_free, closed_loop, open_loop
 from benchmarks.inflight.ours import Limner, SequentialGraph
 from benchmarks.inflight.peers import DiffusersDynamicBatching, DiffusersFifo
-from benchmarks.inflight.workload import Job, poisson, summary, uniform
+from benchmarks.inflight.workload import STEP_MIX, Job, poisson, summary, uniform
 
 SYSTEMS: dict[str, type[Limner | SequentialGraph | DiffusersFifo]] = {
     "diffusers_fifo": DiffusersFifo,
@@ -54,9 +54,9 @@ async def _closed(system: System, task: dict[str, Any]) -> dict[str, Any]:
 async def _open(system: System, task: dict[str, Any]) -> dict[str, Any]:
     await closed_loop(system, uniform(2, CLOSED_STEP_COUNT), 1)
     runs = {}
-    for load, rate_per_s in task["open"].items():
-        records = await open_loop(system, poisson(task["job_count"], rate_per_s))
-        quick = [r.latency_s for r in records if r.job.step_count == 4]
+    for load, (rate_per_s, job_count) in task["open"].items():
+        records = await open_loop(system, poisson(job_count, rate_per_s))
+        quick = [r.latency_s for r in records if r.job.step_count == min(STEP_MIX)]
         runs[load] = {**summary(records), "rate_per_s": rate_per_s, "quick_latencies_s": quick}
     return {"open": runs}
 
