@@ -1,0 +1,1 @@
+"""Shipped models and the recipes that make them."""

@@ -1,0 +1,1 @@
+"""How the embedded model is made, from drawings to the folder that ships."""

@@ -1,0 +1,122 @@
+"""Turns drawings into training views: RGBA pictures with varied pose, on any background.
+
+Called by every training stage. A *view* is one pose of one drawing (scale, shift, mirror) as
+premultiplied RGBA, so that compositing on a colour is one multiply-add. Does not write captions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.recipe.captions import STYLES, Concept, load_concepts
+from models.recipe.sources import EMOJIBASE, Drawings, fetch, hexcodes_by_label
+
+SOURCE_SIZE = 256
+IMAGE_SIZE = 128
+VIEW_COUNT = 20
+MIN_SCALE, MAX_SCALE = 0.78, 0.98
+MAX_SHIFT_PX = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """One original: concept index into `Dataset.concepts` and style name."""
+
+    concept_index: int
+    style: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """All views of all drawings.
+
+    `views`: uint8 [drawing, view, 4, 128, 128], premultiplied. View 0 is centred, unmirrored.
+    """
+
+    concepts: tuple[Concept, ...]
+    drawings: tuple[Drawing, ...]
+    views: np.ndarray
+
+    def composite(self, drawing: int, view: int, colour: tuple[int, int, int]) -> Tensor:
+        """One view on a flat background: float32 [3, 128, 128] in [-1, 1]."""
+        picture = torch.from_numpy(np.array(self.views[drawing, view]))
+        return composite(picture[None], torch.tensor([colour]))[0]
+
+
+def composite(views_B4HW: Tensor, colours_B3: Tensor) -> Tensor:
+    """Lay premultiplied uint8 views over 8-bit colours; float32 [B, 3, H, W] in [-1, 1]."""
+    rgba = views_B4HW.float()
+    opacity = rgba[:, 3:] / 255.0
+    blended = rgba[:, :3] + colours_B3.float()[:, :, None, None] * (1.0 - opacity)
+    return blended.clamp(0.0, 255.0) / 127.5 - 1.0
+
+
+def pose(source: Image.Image, scale: float, shift: tuple[int, int], mirror: bool) -> np.ndarray:
+    """Place a premultiplied source on a 128 px canvas; uint8 [4, 128, 128]."""
+    if mirror:
+        source = source.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    side = round(IMAGE_SIZE * scale)
+    small = source.resize((side, side), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
+    corner = (IMAGE_SIZE - side) // 2
+    canvas.paste(small, (corner + shift[0], corner + shift[1]))
+    return np.asarray(canvas).transpose(2, 0, 1)
+
+
+def draw_views(rgba: np.ndarray, count: int, random: Random, *, may_mirror: bool) -> np.ndarray:
+    """Poses of one drawing, uint8 [count, 4, 128, 128]; the first is centred and unmirrored."""
+    source = Image.fromarray(rgba, "RGBA").convert("RGBa")
+    views = [pose(source, 0.9, (0, 0), False)]
+    while len(views) < count:
+        scale = random.uniform(MIN_SCALE, MAX_SCALE)
+        shift = (
+            random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
+            random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
+        )
+        views.append(pose(source, scale, shift, may_mirror and random.random() < 0.5))
+    return np.stack(views)
+
+
+def load_dataset(work_dir: Path) -> Dataset:
+    """Read the cached views, building them first when absent."""
+    index_path = work_dir / "views.json"
+    if not index_path.exists():
+        build_views(work_dir)
+    index = json.loads(index_path.read_text())
+    concepts = load_concepts()
+    labels = [concept.label for concept in concepts]
+    if index["labels"] != labels:
+        raise ValueError(f"{index_path} was built from another vocabulary: remove {work_dir}")
+    drawings = tuple(Drawing(concept_index=c, style=s) for c, s in index["drawings"])
+    views = np.load(work_dir / "views.npy", mmap_mode="r")
+    return Dataset(concepts=concepts, drawings=drawings, views=views)
+
+
+def build_views(work_dir: Path, view_count: int = VIEW_COUNT, seed: int = 0) -> None:
+    """Fetch, decode and pose every drawing; writes `views.npy` and `views.json`."""
+    raw_dir = work_dir / "raw"
+    concepts = load_concepts()
+    hexcodes = hexcodes_by_label(fetch(EMOJIBASE, raw_dir))
+    art = Drawings(raw_dir)
+    random = Random(seed)
+    drawings: list[tuple[int, str]] = []
+    views: list[np.ndarray] = []
+    for concept_index, concept in enumerate(concepts):
+        for style in STYLES:
+            rgba = art.rgba(style, hexcodes[concept.label], SOURCE_SIZE)
+            views.append(draw_views(rgba, view_count, random, may_mirror=concept.may_mirror))
+            drawings.append((concept_index, style))
+    partial = work_dir / "views.partial.npy"
+    np.save(partial, np.stack(views))
+    os.replace(partial, work_dir / "views.npy")
+    index = {"labels": [concept.label for concept in concepts], "drawings": drawings}
+    (work_dir / "views.json").write_text(json.dumps(index))

@@ -1,0 +1,197 @@
+"""The judge: a small classifier of finished pictures that sees inner detail.
+
+Called by the command line to train, and by `evaluate` to rate. It learns from the originals alone
+(both styles, any background, slight blur and noise), never from the model's output. Spoiled
+originals (`spoilers`) have a class of their own, `none`, so that colour and outline are not enough.
+Legend: B batch, H and W pixels, K concepts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.recipe.captions import BACKGROUNDS
+from models.recipe.dataset import Dataset, composite, load_dataset
+from models.recipe.export import load_autoencoder
+from models.recipe.loop import LossFunction, Plan, load_ema, train
+from models.recipe.parallel import Worker
+from models.recipe.spoilers import SPOILERS, blur
+from models.recipe.workdir import WorkDir
+
+TRAINING_MINUTES = 12.0
+BATCH = 32
+SPOILED_SHARE = 0.35
+WHITE_SHARE = 0.6
+TRAINED_VIEW_COUNT = 16
+"""Views from here on are for testing."""
+HARMLESS_DB = 30.0
+"""A spoiled picture this close to the original is still the thing, and is left out."""
+
+
+class Judge(nn.Module):
+    """Patches of 4×4 pixels, convolutions down to 8×8, K + 1 classes; the last is `none`."""
+
+    def __init__(self, concept_count: int) -> None:
+        """Untrained."""
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 48, 4, stride=4, bias=False),
+            _block(48, 64),
+            _block(64, 96, stride=2),
+            _block(96, 96),
+            _block(96, 128, stride=2),
+            _block(128, 160),
+        )
+        self.classes = nn.Linear(2 * 160, concept_count + 1)
+
+    def forward(self, pictures_B3HW: Tensor) -> Tensor:
+        """Logits [B, K + 1] of pictures in [-1, 1]."""
+        features = self.features(pictures_B3HW)
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+        logits: Tensor = self.classes(pooled)
+        return logits
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
+    )
+
+
+def train_judge(work: WorkDir, minutes: float = TRAINING_MINUTES) -> None:
+    """Train on one thread of the CPU or on a GPU; resumes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(rank=0, world_size=1, device=device, dtype=torch.bfloat16)
+    dataset = load_dataset(work.root)
+    torch.manual_seed(0)
+    model = Judge(len(dataset.concepts)).to(device)
+    plan = Plan(learning_rate=3e-3, budget_s=60.0 * minutes, ema_decay=0.99, weight_decay=0.02)
+    work.judge.parent.mkdir(parents=True, exist_ok=True)
+    train({"judge": model}, judge_loss(model, dataset, device), plan, work.judge, worker)
+
+
+def load_judge(work: WorkDir, concept_count: int) -> Judge:
+    """The trained judge; raises FileNotFoundError before `train_judge` has run."""
+    model = Judge(concept_count)
+    load_ema(work.judge, {"judge": model})
+    return model.eval()
+
+
+def judge_loss(model: Judge, dataset: Dataset, device: torch.device) -> LossFunction:
+    """Cross-entropy on augmented originals, about a third of them spoiled."""
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        random = Random(int(torch.randint(2**31, (1,), generator=generator)))
+        examples = [draw_example(dataset, random) for _ in range(BATCH)]
+        pictures = torch.stack([picture for picture, _ in examples]).to(device)
+        labels = torch.tensor([label for _, label in examples]).to(device)
+        logits = model(pictures).float()
+        right = (logits.argmax(1) == labels)[labels >= 0].float().mean()
+        return F.cross_entropy(logits, labels, label_smoothing=0.05), {"accuracy": right}
+
+    return loss
+
+
+def draw_example(dataset: Dataset, random: Random) -> tuple[Tensor, int]:
+    """One picture [3, 128, 128] and its class; -100, which the loss skips, if it is unclear."""
+    index = random.randrange(len(dataset.drawings))
+    label = dataset.drawings[index].concept_index
+    view = random.randrange(min(TRAINED_VIEW_COUNT, dataset.views.shape[1]))
+    rgba = torch.from_numpy(np.array(dataset.views[index, view])).float()
+    white = random.random() < WHITE_SHARE
+    colour = BACKGROUNDS["white" if white else random.choice(tuple(BACKGROUNDS))]
+    picture = _composite(rgba, colour)
+    if random.random() < SPOILED_SHARE:
+        original = picture
+        picture = _composite(random.choice(SPOILERS)(rgba, random), colour)
+        harmless = psnr_db(picture, original) > HARMLESS_DB
+        label = -100 if harmless else len(dataset.concepts)
+    return disturb(picture, random), label
+
+
+def disturb(picture_3HW: Tensor, random: Random) -> Tensor:
+    """What does not change what a picture shows: slight blur, noise, light and tint."""
+    generator = torch.Generator().manual_seed(random.getrandbits(32))
+    picture = blur(picture_3HW, max(0.0, random.uniform(-0.4, 0.9)))
+    gain = 1.0 + 0.06 * torch.randn(3, 1, 1, generator=generator)
+    noise = random.uniform(0.0, 0.05) * torch.randn(picture.shape, generator=generator)
+    return (picture * gain + noise).clamp(-1.0, 1.0)
+
+
+def psnr_db(picture: Tensor, original: Tensor) -> float:
+    """Peak signal-to-noise ratio of pictures in [-1, 1], in decibels."""
+    error = float((picture - original).square().mean())
+    return -10.0 * float(np.log10(max(error, 1e-10) / 4.0))
+
+
+def _composite(rgba_4HW: Tensor, colour: tuple[int, int, int]) -> Tensor:
+    return composite(rgba_4HW[None], torch.tensor([colour]))[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rating:
+    """Shares, 0 to 1, of pictures whose right concept is first, among five, and called none."""
+
+    top1: float
+    top5: float
+    none: float
+
+
+@torch.no_grad()
+def logits_of(model: Judge, pictures_B3HW: Tensor) -> Tensor:
+    """Logits [B, K + 1], computed in small batches."""
+    return torch.cat([model(batch) for batch in torch.split(pictures_B3HW, 64)])
+
+
+def rate(model: Judge, pictures_B3HW: Tensor, concepts_B: Tensor) -> Rating:
+    """How often the judge names the right concept; `none` first counts as wrong."""
+    logits = logits_of(model, pictures_B3HW)
+    best = logits.topk(5, dim=1).indices
+    return Rating(
+        top1=_share(best[:, 0] == concepts_B),
+        top5=_share((best == concepts_B[:, None]).any(1)),
+        none=_share(best[:, 0] == logits.shape[1] - 1),
+    )
+
+
+def _share(flags: Tensor) -> float:
+    return round(float(flags.float().mean()), 4)
+
+
+def examine(work: WorkDir) -> dict[str, Rating]:
+    """What the judge is worth: its rating of pictures whose quality is known.
+
+    Held-out views, plain and disturbed; the same blurred; the same through the autoencoder.
+    """
+    dataset = load_dataset(work.root)
+    model = load_judge(work, len(dataset.concepts))
+    concepts = torch.tensor([drawing.concept_index for drawing in dataset.drawings])
+    views = torch.from_numpy(np.array(dataset.views[:, TRAINED_VIEW_COUNT])).float()
+    white = torch.full((len(views), 3), 255)
+    plain = composite(views, white)
+    random = Random(99)
+    versions = {
+        "held-out views": plain,
+        "held-out views, disturbed": torch.stack([disturb(p, random) for p in plain]),
+        "through the autoencoder": _reconstruct(work, plain),
+    }
+    for sigma in (1.0, 2.0, 3.0, 4.0):
+        blurred = partial(blur, sigma=sigma)
+        versions[f"blurred, sigma {sigma:.0f} px"] = torch.stack([blurred(p) for p in plain])
+    return {name: rate(model, pictures, concepts) for name, pictures in versions.items()}
+
+
+@torch.no_grad()
+def _reconstruct(work: WorkDir, pictures_B3HW: Tensor) -> Tensor:
+    model = load_autoencoder(work)
+    batches = [model.decoder(model.encoder(batch)) for batch in torch.split(pictures_B3HW, 16)]
+    return torch.cat(batches).clamp(-1.0, 1.0)

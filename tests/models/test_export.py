@@ -1,0 +1,96 @@
+"""From checkpoints to the folder that ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.recipe.captions import load_concepts
+from models.recipe.export import (
+    RECOMMENDED,
+    build_pipeline,
+    export,
+    folder_size,
+    weights_digest,
+)
+from models.recipe.libraries import StableDiffusionPipeline
+from models.recipe.workdir import WorkDir
+from services.diffusion.families.card import read_card
+from tests.models.tiny import write_work_dir
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
+    return write_work_dir(tmp_path_factory.mktemp("work"))
+
+
+def test_the_folder_holds_the_averaged_weights(work: WorkDir, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    assert export(work, target) == 0
+    loaded = StableDiffusionPipeline.from_pretrained(str(target))
+    trained, _ = build_pipeline(work)
+    for part in ("text_encoder", "unet", "vae"):
+        pairs = zip(
+            getattr(trained, part).state_dict().items(),
+            getattr(loaded, part).state_dict().values(),
+            strict=True,
+        )
+        for (key, expected), found in pairs:
+            assert found.dtype == torch.float32, f"{part}.{key}"
+            assert torch.equal(expected.half().float(), found), f"{part}.{key}"
+    assert loaded.vae.config.scaling_factor == trained.vae.config.scaling_factor
+    assert loaded.tokenizer("a red apple").input_ids == trained.tokenizer("a red apple").input_ids
+    assert loaded.safety_checker is None
+    picture = loaded("a red apple", num_inference_steps=1, output_type="np").images
+    assert picture.shape == (1, 128, 128, 3)
+
+
+def test_the_service_accepts_the_card(work: WorkDir, tmp_path: Path) -> None:
+    export(work, tmp_path / "model")
+    card = read_card(tmp_path / "model")
+    assert card.vocabulary is not None
+    assert len(card.vocabulary.concepts) == len(load_concepts())
+    assert "light blue" in card.vocabulary.backgrounds
+    assert {"puppy", "sky", "gray"} <= set(card.words)
+    assert card.defaults["guidance_scale"] == RECOMMENDED.guidance_scale
+
+
+def test_a_new_export_keeps_what_people_wrote_and_drops_old_measurements(
+    work: WorkDir, tmp_path: Path
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "README.md").write_text("# Card\n")
+    (target / "evaluation.json").write_text("{}")
+    export(work, target)
+    assert (target / "README.md").read_text() == "# Card\n"
+    assert not (target / "evaluation.json").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_too_large_a_model_leaves_the_old_one_alone(work: WorkDir, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "evaluation.json").write_text("{}")
+    with pytest.raises(ValueError, match="more than 1000000"):
+        export(work, target, max_size_bytes=1_000_000)
+    assert [path.name for path in target.iterdir()] == ["evaluation.json"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_digest_follows_the_weights(work: WorkDir, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    export(work, target)
+    before = weights_digest(target)
+    card = json.loads((target / "limner.json").read_text())
+    (target / "limner.json").write_text(json.dumps(card))
+    assert weights_digest(target) == before
+    weights = target / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert weights_digest(target) != before
+    assert folder_size(target) > 20_000_000

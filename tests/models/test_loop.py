@@ -1,0 +1,99 @@
+"""The training loop: budgets, rates, checkpoints, and a resume that changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.recipe.loop import LossFunction, Plan, load_ema, train
+from tests.models.tiny import WORKER
+
+PLAN = Plan(learning_rate=1e-2, step_count=40, warmup_steps=5)
+
+
+def toy() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"toy": nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))}
+
+
+def toy_loss(modules: dict[str, nn.Module], *, stop_at: int = 0) -> LossFunction:
+    """Sum of three numbers; sends SIGTERM to this process during call `stop_at`, counted from 1."""
+    calls = 0
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        x = torch.randn(16, 3, generator=generator)
+        error = (modules["toy"](x)[:, 0] - x.sum(1)).square().mean()
+        return error, {"error": error}
+
+    return loss
+
+
+def test_a_run_cut_off_by_sigterm_ends_bit_identical(tmp_path: Path) -> None:
+    whole = toy()
+    expected = train(whole, toy_loss(whole), PLAN, tmp_path / "whole.safetensors", WORKER)
+
+    before, checkpoint = toy(), tmp_path / "cut.safetensors"
+    with pytest.raises(SystemExit) as stopped:
+        train(before, toy_loss(before, stop_at=13), PLAN, checkpoint, WORKER)
+    assert stopped.value.code == 143
+    after = toy()
+    resumed = train(after, toy_loss(after), PLAN, checkpoint, WORKER)
+
+    assert resumed.step == expected.step == 40
+    for key, parameter in expected.parameters.items():
+        assert torch.equal(parameter, resumed.parameters[key])
+        assert torch.equal(expected.ema[key], resumed.ema[key])
+        moments = expected.optimizer.state[parameter]
+        again = resumed.optimizer.state[resumed.parameters[key]]
+        assert torch.equal(moments["exp_avg_sq"], again["exp_avg_sq"])
+
+
+def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
+    modules, checkpoint = toy(), tmp_path / "done.safetensors"
+    train(modules, toy_loss(modules), PLAN, checkpoint, WORKER)
+    again = toy()
+    state = train(again, toy_loss(again, stop_at=1), PLAN, checkpoint, WORKER)
+    assert state.step == 40
+    assert torch.equal(
+        again["toy"].state_dict()["0.weight"], modules["toy"].state_dict()["0.weight"]
+    )
+
+
+def test_training_lowers_the_loss_and_the_average_follows(tmp_path: Path) -> None:
+    modules, checkpoint = toy(), tmp_path / "run.safetensors"
+    probe = toy_loss(modules)
+    start = float(probe(torch.Generator().manual_seed(1))[0].detach())
+    train(modules, toy_loss(modules), PLAN, checkpoint, WORKER)
+    assert load_ema(checkpoint, modules) == 40
+    assert float(probe(torch.Generator().manual_seed(1))[0].detach()) < 0.8 * start
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    modules, checkpoint = toy(), tmp_path / "run.safetensors"
+    train(modules, toy_loss(modules), PLAN, checkpoint, WORKER)
+    other: dict[str, nn.Module] = {"other": nn.Linear(3, 1)}
+    with pytest.raises(Exception, match=r"other\.weight"):
+        train(other, toy_loss(modules), PLAN, checkpoint, WORKER)
+
+
+@pytest.mark.parametrize("budgets", [{}, {"step_count": 1, "budget_s": 1.0}])
+def test_a_plan_has_exactly_one_budget(budgets: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        Plan(learning_rate=1.0, **budgets)  # type: ignore[arg-type]
+
+
+def test_the_rate_warms_up_and_falls_to_its_end() -> None:
+    plan = Plan(learning_rate=1.0, step_count=100, warmup_steps=10, final_rate=0.02)
+    assert plan.rate(0, 0.0) == pytest.approx(0.1)
+    assert plan.rate(9, 0.0) == pytest.approx(1.0)
+    assert plan.rate(50, 0.5) == pytest.approx(0.51)
+    assert plan.rate(99, 1.0) == pytest.approx(0.02)

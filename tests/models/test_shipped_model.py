@@ -1,0 +1,99 @@
+"""The model in `models/limner-emoji`: it loads, it is small, and it draws what it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from models.recipe.captions import BACKGROUNDS, load_concepts
+from models.recipe.drawing import Order, Painter
+from models.recipe.evaluate import corner_colours
+from models.recipe.export import MAX_SIZE_BYTES, RECOMMENDED, folder_size, weights_digest
+from models.recipe.export import model_card as expected_card
+
+FOLDER = Path(__file__).parents[2] / "models" / "limner-emoji"
+ORDERS = (
+    Order(prompt="a red apple", seed=0),
+    Order(prompt="a red apple", seed=1),
+    Order(prompt="a cat on a blue background", seed=0),
+    Order(prompt="a cat", seed=0),
+)
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def pictures(painter: Painter) -> np.ndarray:
+    return painter.draw(ORDERS)
+
+
+def test_it_is_small_and_holds_no_pickle() -> None:
+    assert folder_size(FOLDER) <= MAX_SIZE_BYTES
+    suffixes = {path.suffix for path in FOLDER.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".md", ".webp", ""}
+
+
+def test_it_carries_card_licence_and_an_evaluation_of_these_very_weights() -> None:
+    for name in ("README.md", "LICENSE", "NOTICE"):
+        assert (FOLDER / name).stat().st_size > 200, name
+    report = json.loads((FOLDER / "evaluation.json").read_text())
+    assert report["weights_sha256"] == weights_digest(FOLDER)
+
+
+def test_its_vocabulary_is_the_recipes() -> None:
+    card = json.loads((FOLDER / "limner.json").read_text())
+    assert card == expected_card(load_concepts(), RECOMMENDED)
+
+
+def test_it_reads_every_word_of_its_vocabulary() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    words = {word for each in load_concepts() for name in each.names for word in name.split()}
+    for word in [*words, *BACKGROUNDS]:
+        ids = tokenizer(word).input_ids
+        assert tokenizer.unk_token_id not in ids[1:-1], word
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == word.replace(" ", "")
+        assert len(ids) <= 2 + 2 * len(word.split()) + word.count("'"), word
+
+
+def test_a_red_apple_is_red_on_white(pictures: np.ndarray) -> None:
+    apple = pictures[0].astype(np.int16)
+    assert (corner_colours(pictures[:1]) > 235).all()
+    middle = np.median(apple[48:80, 48:80].reshape(-1, 3), axis=0)
+    assert middle[0] > 150
+    assert middle[0] > middle[1] + 80
+    assert middle[0] > middle[2] + 60
+    reddish = (apple[..., 0] > apple[..., 1] + 60) & (apple[..., 0] > apple[..., 2] + 20)
+    assert 0.2 < reddish.mean() < 0.7
+
+
+def test_a_blue_background_is_blue_and_the_cat_is_not(pictures: np.ndarray) -> None:
+    red, green, blue = corner_colours(pictures[2:3])[0]
+    expected = BACKGROUNDS["blue"]
+    assert max(abs(red - expected[0]), abs(green - expected[1]), abs(blue - expected[2])) < 40
+    cat = np.median(pictures[2][44:84, 44:84].reshape(-1, 3), axis=0)
+    assert cat[0] > cat[2]
+    assert (corner_colours(pictures[3:4]) > 235).all()
+
+
+def test_another_seed_is_another_picture_and_the_same_seed_the_same(
+    painter: Painter, pictures: np.ndarray
+) -> None:
+    difference = pictures[0].astype(np.float64) - pictures[1].astype(np.float64)
+    assert np.sqrt(np.square(difference).mean()) > 10.0
+    again = painter.draw(ORDERS)
+    assert (again == pictures).all()
+
+
+def test_a_prompt_beyond_its_vocabulary_still_draws(painter: Painter) -> None:
+    picture = painter.draw([Order(prompt="a zeppelin over 京都 " * 20, seed=0)])[0]
+    assert picture.shape == (128, 128, 3)
+    assert torch.from_numpy(picture).float().std() > 5.0
