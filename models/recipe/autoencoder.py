@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.recipe.dataset import IMAGE_SIZE, Dataset, composite
+from models.recipe.dataset import Dataset, composite
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.loop import LossFunction
 
@@ -56,12 +56,12 @@ PHASES = (
     ),
 )
 DECODER_PHASE = Phase(
-    minutes=8.0,
-    batch=4,
-    learning_rate=4e-4,
-    ema_decay=0.995,
+    minutes=7.0,
+    batch=8,
+    learning_rate=6e-4,
+    ema_decay=0.99,
     white_share=0.7,
-    latent_noise=0.08,
+    latent_noise=0.2,
     seed=11,
 )
 
@@ -146,17 +146,19 @@ def autoencoder_loss(
 def decoder_loss(
     model: AutoencoderTiny, dataset: Dataset, phase: Phase, batch: int, device: torch.device
 ) -> LossFunction:
-    """The loss of the decoder alone on whole pictures; the latent space stays as it is."""
+    """The loss of the decoder alone; the latent space stays as it is.
+
+    Each picture's latents get noise of a strength of its own, up to the phase's.
+    """
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures = draw_pictures(dataset, batch, IMAGE_SIZE, phase.white_share, generator).to(
-            device
-        )
+        pictures = draw_pictures(dataset, batch, CROP, phase.white_share, generator).to(device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = model.encoder(pictures).float()
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        output = model.decoder(latents + phase.latent_noise * noise).float()
+        strength = phase.latent_noise * torch.rand((batch, 1, 1, 1), generator=generator)
+        noise = strength * torch.randn(latents.shape, generator=generator)
+        output = model.decoder(latents + noise.to(device)).float()
         error = F.mse_loss(output.detach().clamp(-1, 1), pictures)
         return picture_loss(output, pictures), {"psnr_db": -10.0 * torch.log10(error / 4.0)}
 

@@ -25,6 +25,8 @@ IMAGE_SIZE = 128
 VIEW_COUNT = 20
 MIN_SCALE, MAX_SCALE = 0.78, 0.98
 MAX_SHIFT_PX = 6
+UNMIRRORED_VIEW_COUNT = 5
+"""What the denoiser learns from: mixed with mirrored views, a cat gets two tails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,8 @@ def draw_views(rgba: np.ndarray, count: int, random: Random, *, may_mirror: bool
             random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
             random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
         )
-        views.append(pose(source, scale, shift, may_mirror and random.random() < 0.5))
+        mirror = may_mirror and len(views) >= UNMIRRORED_VIEW_COUNT and random.random() < 0.5
+        views.append(pose(source, scale, shift, mirror))
     return np.stack(views)
 
 

@@ -17,16 +17,14 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.recipe.captions import Concept, draw_caption
-from models.recipe.dataset import IMAGE_SIZE, Drawing
+from models.recipe.dataset import IMAGE_SIZE, UNMIRRORED_VIEW_COUNT, Drawing
 from models.recipe.latents import EncodedViews, latent_scale
 from models.recipe.libraries import AttnProcessor, DDIMScheduler, UNet2DConditionModel
 from models.recipe.loop import LossFunction
 from models.recipe.text import TEXT_WIDTH
 from models.recipe.tokenizer import tokenize
 
-TRAINED_VIEW_COUNT = 5
-"""Fewer poses of each drawing than were encoded: inner detail arrives sooner."""
-SHARE_3D = 0.74
+SHARE_3D = 0.78
 WHITE_SHARE = 0.64
 WHITE_NAMED_SHARE = 0.08
 EMPTY_SHARE = 0.1
@@ -113,7 +111,7 @@ class Draws:
     def _one(self, random: Random) -> tuple[str, Tensor]:
         index = random.choice(self._by_style["3d" if random.random() < SHARE_3D else "flat"])
         _, view_count, slot_count = self._encoded.latents.shape[:3]
-        view = random.randrange(min(TRAINED_VIEW_COUNT, view_count))
+        view = random.randrange(min(UNMIRRORED_VIEW_COUNT, view_count))
         slot = 0 if random.random() < WHITE_SHARE else random.randrange(1, slot_count)
         background = self._encoded.background(index, view, slot)
         if slot == 0 and random.random() < WHITE_NAMED_SHARE:

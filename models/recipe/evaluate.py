@@ -62,9 +62,15 @@ class Gallery:
 
 def evaluate(work: WorkDir, folder: Path, docs: Path) -> dict[str, object]:
     """Measure the model in `folder`; returns what it wrote to `evaluation.json`."""
-    concepts = load_concepts()
     painter = Painter(folder, precision=PRECISION)
-    gallery = draw_gallery(painter, concepts)
+    return measure(work, painter, draw_gallery(painter, load_concepts()), folder, docs)
+
+
+def measure(
+    work: WorkDir, painter: Painter, gallery: Gallery, folder: Path, docs: Path
+) -> dict[str, object]:
+    """Rate a gallery that `painter` drew, and write reports and sheets."""
+    concepts = load_concepts()
     report: dict[str, object] = {
         "weights_sha256": weights_digest(folder),
         "settings": {**asdict(painter.settings), "precision": painter.precision},
@@ -223,12 +229,13 @@ def _truth_pages(work: WorkDir, gallery: Gallery, concepts_per_page: int = 42) -
 
 def summary(report: dict[str, object]) -> str:
     """The report as a short table for people."""
-    lines = [f"{'':28}{'top-1':>8}{'top-5':>8}{'none':>8}"]
+    columns = ("top1", "top1_of_concepts", "top5", "none")
+    lines = [f"{'':28}{'top-1':>8}{'named':>8}{'top-5':>8}{'none':>8}"]
     for part in ("judge", "styles"):
         ratings = report[part]
         assert isinstance(ratings, dict)
         for name, values in ratings.items():
-            shares = "".join(f"{values[key]:8.1%}" for key in ("top1", "top5", "none"))
+            shares = "".join(f"{values[key]:8.1%}" for key in columns)
             lines.append(f"{name:28}{shares}")
     for part in ("diversity", "repeatability", "backgrounds"):
         lines.append(f"{part}: {report[part]}")

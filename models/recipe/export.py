@@ -46,7 +46,7 @@ class Defaults:
     """Recommended settings; `sampler` is a name that Limner's diffusion service knows."""
 
     step_count: int = 20
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.5
     sampler: str = "ddim"
 
 

@@ -139,9 +139,13 @@ def _composite(rgba_4HW: Tensor, colour: tuple[int, int, int]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rating:
-    """Shares, 0 to 1, of pictures whose right concept is first, among five, and called none."""
+    """Shares, 0 to 1, of pictures whose right concept is first, among five, and called none.
+
+    `top1_of_concepts` leaves `none` out: what it would be called if it had to be something.
+    """
 
     top1: float
+    top1_of_concepts: float
     top5: float
     none: float
 
@@ -158,6 +162,7 @@ def rate(model: Judge, pictures_B3HW: Tensor, concepts_B: Tensor) -> Rating:
     best = logits.topk(5, dim=1).indices
     return Rating(
         top1=_share(best[:, 0] == concepts_B),
+        top1_of_concepts=_share(logits[:, :-1].argmax(1) == concepts_B),
         top5=_share((best == concepts_B[:, None]).any(1)),
         none=_share(best[:, 0] == logits.shape[1] - 1),
     )

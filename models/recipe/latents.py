@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from models.recipe.captions import BACKGROUNDS
-from models.recipe.dataset import Dataset, Drawing, composite
+from models.recipe.dataset import UNMIRRORED_VIEW_COUNT, Dataset, Drawing, composite
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.parallel import Worker
 from models.recipe.workdir import WorkDir
 
-VIEW_COUNT = 10
+VIEW_COUNT = UNMIRRORED_VIEW_COUNT
 COLOURED_COUNT = 3
 """Random backgrounds a view, beside white."""
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Picture = np.ndarray
 
@@ -52,13 +52,13 @@ def _write_caption(sheet: Image.Image, caption: str, centre: int, top: int) -> N
 
 
 def save_png(sheet: Image.Image, path: Path, max_bytes: int) -> None:
-    """Write a PNG, in 256 colours if it would otherwise exceed `max_bytes`.
+    """Write a PNG with as many bits a colour, 8 to 5, as fit in `max_bytes`.
 
     Raises ValueError, and writes nothing, when even that is too large.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for version in (sheet, sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)):
-        data = _encoded(version, "PNG", optimize=True)
+    for bits in (8, 7, 6, 5):
+        data = _encoded(ImageOps.posterize(sheet, bits), "PNG", optimize=True)
         if len(data) <= max_bytes:
             path.write_bytes(data)
             return

@@ -41,7 +41,7 @@ class Budget:
     autoencoder_scale: float = 1.0
     """Factor on the minutes of both phases of the autoencoder."""
     text_minutes: float = 2.2
-    denoiser_minutes: float = 64.0
+    denoiser_minutes: float = 72.0
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every stage gets some time."""
@@ -80,7 +80,7 @@ def train_denoiser(root: Path, budget: Budget) -> None:
 
 
 def polish_decoder(root: Path) -> None:
-    """Train the decoder alone on whole pictures; optional, latents stay valid."""
+    """Train the decoder alone on crops; optional, latents stay valid."""
     _launch(partial(_decoder, root))
 
 
@@ -170,5 +170,5 @@ def _denoiser(root: Path, minutes: float, worker: Worker) -> None:
         _batch(DENOISER_BATCH, worker),
         worker.device,
     )
-    plan = Plan(learning_rate=1e-3, budget_s=60.0 * minutes, ema_decay=0.998)
+    plan = Plan(learning_rate=1e-3, budget_s=60.0 * minutes, ema_decay=0.995)
     train(modules, loss, plan, work.denoiser, worker)

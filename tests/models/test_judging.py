@@ -84,6 +84,7 @@ def test_a_rating_counts_first_places_top_five_and_none() -> None:
     ).float()
     rating = rate(ScriptedJudge(ranks), torch.zeros(4, 3, 8, 8), torch.tensor([0, 3, 6, 0]))
     assert (rating.top1, rating.top5, rating.none) == (0.25, 0.75, 0.25)
+    assert rating.top1_of_concepts == 0.5
 
 
 def test_corner_colours_ignore_the_middle() -> None:
