@@ -11,6 +11,7 @@ import io
 import queue
 import resource
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class Ticket:
             self.done.set_result(picture)
 
 
-class Queued:
+class Queued(ABC):
     """A system with one worker thread; subclasses load a model and serve tickets."""
 
     def __init__(self, model: str, thread_count: int) -> None:
@@ -80,13 +81,13 @@ class Queued:
         self._line.put(None)
         await asyncio.to_thread(self._worker.join)
 
+    @abstractmethod
     def load(self) -> None:
         """Load the model and draw once; runs on the worker thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def serve(self, first: Ticket) -> None:
         """Draw `first`, and others from the line if the system can batch."""
-        raise NotImplementedError
 
     def waiting(self, window_s: float) -> Ticket | None:
         """The next ticket if one arrives within `window_s`."""
