@@ -6,7 +6,9 @@ any batch (`docs/measurements.md`).
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,10 +23,7 @@ def native_precision() -> Precision:
 
     Raises `RuntimeMissingError` without the package.
     """
-    _require_openvino()
-    import openvino
-
-    abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    abilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bfloat16" if "BF16" in abilities else "float32"
 
 
@@ -37,9 +36,7 @@ class OpenVinoGraph:
         Raises `RuntimeMissingError` without the package, `GraphError` for a file that OpenVINO
         does not accept.
         """
-        _require_openvino()
-        import openvino
-
+        openvino = _openvino()
         self.runtime = f"openvino-{precision}"
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -61,13 +58,22 @@ class OpenVinoGraph:
         return torch.from_numpy(outputs[0].copy())
 
 
-def _require_openvino() -> None:
+def _openvino() -> ModuleType:
+    """The package, without the telemetry that its import sends by default.
+
+    Its sender posts to an analytics service from a process that it forks off this one, threads
+    and all: grpc's threads crash in such a child. OpenVINO goes without where the sender's package
+    cannot be imported, and has no other switch that holds for a process only.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
-        import openvino  # noqa: F401
+        import openvino
     except ImportError as error:
         raise RuntimeMissingError(
             "runtime openvino needs a package: pip install openvino"
         ) from error
+    return openvino  # type: ignore[no-any-return]
 
 
 def _first_line(error: Exception) -> str:
