@@ -26,11 +26,11 @@ from services.diffusion.families.files import locate
 from services.diffusion.families.sd1.components import load_components
 from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout, read_layout
 from services.diffusion.families.sd1.sources import decoder_source, denoiser_source
-from services.diffusion.graphs.graph import Graph, GraphSource
-from services.diffusion.graphs.onnxruntime_graph import OnnxRuntimeGraph
-from services.diffusion.graphs.openvino_graph import OpenVinoGraph, native_precision
-from services.diffusion.graphs.store import GraphStore
-from services.diffusion.graphs.torch_graph import TorchGraph
+from services.graphs.graph import Graph, GraphSource
+from services.graphs.onnxruntime_graph import OnnxRuntimeGraph
+from services.graphs.openvino_graph import OpenVinoGraph, native_precision
+from services.graphs.store import GraphStore
+from services.graphs.torch_graph import TorchGraph
 
 REFERENCE = "torch-float32"
 

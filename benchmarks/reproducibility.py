@@ -19,9 +19,10 @@ from PIL import Image
 
 from benchmarks.report import Cell, json_line, table
 from services.diffusion.families.loading import load_model
-from services.diffusion.model import LoadedModel, ModelSpec, RuntimeName, UInt8Array
+from services.diffusion.model import LoadedModel, ModelSpec, UInt8Array
 from services.diffusion.noise import NoiseStream
 from services.diffusion.samplers.registry import plan
+from services.graphs.graph import RuntimeName
 
 RUNTIMES: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "openvino")
 PROMPTS = ("a red apple", "a dog face", "a rocket", "a house", "a cat on a blue background")

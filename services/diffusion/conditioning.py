@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.diffusion.graphs.graph import Graph
+from services.graphs.graph import Graph
 
 DEFAULT_CACHED_PROMPTS = 1024
 DEFAULT_CACHED_BYTES = 64 * 2**20

@@ -19,9 +19,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from services.diffusion.schedule import NoiseSchedule
+from services.graphs.graph import DeviceName, RuntimeName
 
-RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
-DeviceName = Literal["auto", "cpu", "cuda"]
 UInt8Array = npt.NDArray[np.uint8]
 
 

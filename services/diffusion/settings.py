@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.diffusion.model import DeviceName, ModelSpec, RuntimeName
+from services.diffusion.model import ModelSpec
+from services.graphs.graph import DeviceName, RuntimeName
 from services.runtime.settings import Address, CommaSeparated, Settings
 
 

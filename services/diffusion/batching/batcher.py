@@ -24,14 +24,14 @@ from services.diffusion.batching.decoding import DecodeQueue, decode
 from services.diffusion.batching.events import JobQueued, SampleFinished
 from services.diffusion.batching.group import Group
 from services.diffusion.batching.intake import Intake
-from services.diffusion.batching.isolation import run_isolated
 from services.diffusion.batching.job import GroupKey, Job, JobState, Row
 from services.diffusion.batching.limits import BatcherLimits
-from services.diffusion.batching.pace import Pace
 from services.diffusion.batching.scheduler import Scheduler
 from services.diffusion.metrics import DiffusionMetrics, ImageOutcome
 from services.diffusion.model import UInt8Array
+from services.graphs.isolation import run_isolated
 from services.runtime.errors import DeadlineExceededError, InternalError, LimnerError
+from services.runtime.pace import Pace
 
 _LOGGER = logging.getLogger(__name__)
 

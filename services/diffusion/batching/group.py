@@ -12,11 +12,11 @@ from torch import Tensor
 
 from services.diffusion.batching.denoising import Denoised, advance_rows, call_denoiser
 from services.diffusion.batching.events import SamplePreviewed
-from services.diffusion.batching.isolation import run_isolated
 from services.diffusion.batching.job import Job, Row
-from services.diffusion.batching.pace import Average
 from services.diffusion.batching.row_pool import RowPool
 from services.diffusion.model import LoadedModel
+from services.graphs.isolation import run_isolated
+from services.runtime.pace import Average
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from services.diffusion.batching.events import EventSink, JobProgressed
-from services.diffusion.batching.fair_share import priority_weight
 from services.diffusion.model import LoadedModel
 from services.diffusion.noise import NoiseStream, sample_seed
 from services.diffusion.samplers import Trajectory, plan
+from services.runtime.fair_share import priority_weight
 
 GroupKey: TypeAlias = tuple[str, tuple[int, int, int]]
 """Model name and latent shape (C, h, w): what rows must share to be in one model call."""

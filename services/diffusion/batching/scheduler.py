@@ -4,8 +4,8 @@
 run-to-completion (a 4-step job waits behind 50-step ones) nor rotation (every job slows every other
 down) is needed. Three rules, from the outside in:
 
-1. *Accounts* share device time by start-time fair queueing, see `fair_share.py`; the priority of a
-   job is the weight of its seconds. So no account starves, whatever others send.
+1. *Accounts* share device time by start-time fair queueing, see `services.runtime.fair_share`;
+   the priority of a job is the weight of its seconds. So no account starves, whatever others send.
 2. *Within an account*, jobs are ranked by priority, then by a virtual deadline: the tick of arrival
    plus `STRETCH` times the job's model calls, or the client's own deadline where that is earlier.
    The earliest virtual deadlines run, preempting others at any step. Short jobs therefore overtake
@@ -37,8 +37,8 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from services.diffusion.batching.fair_share import FairShare
 from services.diffusion.batching.job import GroupKey, Job, Rank, Row
+from services.runtime.fair_share import FairShare
 
 STRETCH = 8.0
 """Ticks of patience for each model call of a job."""

@@ -12,8 +12,8 @@ import torch
 from services.diffusion.families import sd1
 from services.diffusion.families.errors import ModelLoadError
 from services.diffusion.families.files import locate
-from services.diffusion.graphs.graph import GraphError
 from services.diffusion.model import LoadedModel, ModelSpec
+from services.graphs.graph import GraphError
 
 
 def settle_torch_threads(models: Sequence[LoadedModel]) -> None:

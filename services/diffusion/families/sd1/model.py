@@ -32,14 +32,6 @@ from services.diffusion.families.sd1.sources import (
     denoiser_source,
     text_encoder_source,
 )
-from services.diffusion.graphs.graph import Graph
-from services.diffusion.graphs.selection import (
-    GraphOptions,
-    available_core_count,
-    open_graph,
-    resolve_device,
-)
-from services.diffusion.graphs.store import GraphStore
 from services.diffusion.model import (
     ImageDefaults,
     ImageLimits,
@@ -51,6 +43,14 @@ from services.diffusion.model import (
 from services.diffusion.previews import LatentPreview, fit
 from services.diffusion.schedule import NoiseSchedule
 from services.diffusion.vocabulary import WordList, describe
+from services.graphs.graph import Graph
+from services.graphs.selection import (
+    GraphOptions,
+    available_core_count,
+    open_graph,
+    resolve_device,
+)
+from services.graphs.store import GraphStore
 
 # Latent sides of the pictures that the preview map is fitted to.
 _PREVIEW_SIDE = 8
@@ -149,15 +149,15 @@ class StableDiffusion1:
         return self._latent_preview.draw(latents_BChw)
 
     def warm_up(self) -> None:
-        """Run every graph once for every row count in use, at the default size."""
+        """Run every graph once for every row count that it computes, at the default size."""
         shape = self.latent_shape(self.defaults.width, self.defaults.height)
         context = self.encode_prompts([""])
-        for row_count in range(1, self.max_batch_rows + 1):
+        for row_count in self._graphs.denoiser.piece_sizes or range(1, self.max_batch_rows + 1):
             latents = torch.zeros((row_count, *shape), device=self.device)
             timesteps = torch.zeros(row_count, device=self.device)
             self.denoise(latents, timesteps, context.expand(row_count, -1, -1))
-            if row_count <= _MAX_DECODED_ROWS:
-                self.decode(latents)
+        for row_count in range(1, min(self.max_batch_rows, _MAX_DECODED_ROWS) + 1):
+            self.decode(torch.zeros((row_count, *shape), device=self.device))
         self.preview(torch.zeros((1, *shape), device=self.device))
 
 

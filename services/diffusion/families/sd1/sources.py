@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from services.diffusion.families.sd1.components import Decoder, Denoiser, TextEncoder
 from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout
-from services.diffusion.graphs.graph import GraphSource
+from services.graphs.graph import GraphSource
 
 
 def denoiser_source(layout: Layout, unet: nn.Module) -> GraphSource:
     """Latents (B, C, h, w), timesteps (B,) and context (B, L, D) to raw output (B, C, h, w)."""
+    native_side = layout.native_side // layout.vae_scale
     return GraphSource(
         name="denoiser",
         revision=layout.revision,
@@ -27,6 +28,11 @@ def denoiser_source(layout: Layout, unet: nn.Module) -> GraphSource:
         ),
         dynamic_axes=(frozenset({0, 2, 3}), frozenset({0}), frozenset({0})),
         precisions=frozenset({"float32", "bfloat16", "float16"}),
+        row_shapes=(
+            (LATENT_CHANNEL_COUNT, native_side, native_side),
+            (),
+            (layout.token_window, layout.text_width),
+        ),
     )
 
 

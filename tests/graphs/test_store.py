@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from services.diffusion.graphs.graph import ExportError, GraphSource, GraphStoreError
-from services.diffusion.graphs.store import GraphStore, graph_key
+from services.graphs.graph import ExportError, GraphSource, GraphStoreError
+from services.graphs.store import GraphStore, graph_key
 
 
 class RecordingExporter:

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from services.diffusion.graphs.graph import GraphError, GraphSource, GraphStoreError
-from services.diffusion.graphs.openvino_graph import native_precision
-from services.diffusion.graphs.selection import GraphOptions, open_graph, resolve_device
-from services.diffusion.graphs.store import GraphStore
-from services.diffusion.model import RuntimeName
+from services.graphs.graph import GraphError, GraphSource, GraphStoreError, RuntimeName
+from services.graphs.openvino_graph import native_precision
+from services.graphs.selection import GraphOptions, open_graph, resolve_device
+from services.graphs.store import GraphStore
 
 
 def options(runtime: RuntimeName, root: Path) -> GraphOptions:

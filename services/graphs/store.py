@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from services.diffusion.graphs.export import export, exporter_versions
-from services.diffusion.graphs.graph import GraphSource, GraphStoreError
+from services.graphs.export import export, exporter_versions
+from services.graphs.graph import GraphSource, GraphStoreError
 
 _FILE = "model.onnx"
 _MANIFEST = "manifest.json"

@@ -7,8 +7,8 @@ import pytest
 from services.diffusion.families.sd1.components import load_components
 from services.diffusion.families.sd1.layout import Layout, read_layout
 from services.diffusion.families.sd1.sources import decoder_source, denoiser_source
-from services.diffusion.graphs.graph import GraphSource
-from services.diffusion.graphs.store import GraphStore
+from services.graphs.graph import GraphSource
+from services.graphs.store import GraphStore
 from tests.diffusion.tiny import shared_cache, write_emoji_like_model
 
 

@@ -1,7 +1,7 @@
 """A component of a model as a pure function of tensors, whatever computes it.
 
-Families describe their components as `GraphSource`s; `selection.open_graph` turns one into a
-`Graph` on a runtime. Nothing here knows what a denoiser or a decoder is.
+Services describe the components of their models as `GraphSource`s; `selection.open_graph` turns one
+into a `Graph` on a runtime. Nothing here knows what a denoiser or an upscaler is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16", "float16"]
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+Shape = tuple[int, ...]
 
 
 class GraphError(Exception):
@@ -55,10 +58,18 @@ class GraphSource:
     """For every input, the axes whose size may change from call to call."""
     precisions: frozenset[Precision] = frozenset({"float32"})
     """What it may compute in without visible harm; a runtime takes the fastest of these."""
+    row_shapes: tuple[Shape, ...] | None = None
+    """For every input, the shape of one row, without the first axis, that nearly all calls have.
+
+    A runtime may compile a small component for just these sizes, beside one for any size. Absent:
+    calls differ, or it would not be faster.
+    """
 
     def __post_init__(self) -> None:
         if not len(self.input_names) == len(self.example_inputs) == len(self.dynamic_axes):
             raise ValueError(f"graph {self.name}: names, examples and axes differ in number")
+        if self.row_shapes is not None and len(self.row_shapes) != len(self.input_names):
+            raise ValueError(f"graph {self.name}: one row shape is needed for each input")
         for example, axes in zip(self.example_inputs, self.dynamic_axes, strict=True):
             if any(example.shape[axis] < 2 for axis in axes):
                 raise ValueError(f"graph {self.name}: an exporter would fix an axis of size 1")
@@ -74,6 +85,11 @@ class Graph(Protocol):
     @property
     def runtime(self) -> str:
         """What computes it and in which precision, for example `openvino-bfloat16`."""
+        ...
+
+    @property
+    def piece_sizes(self) -> tuple[int, ...]:
+        """Row counts that calls of the usual shape are cut into; empty: they run whole."""
         ...
 
     def __call__(self, *inputs: Tensor) -> Tensor:

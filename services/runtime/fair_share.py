@@ -1,8 +1,9 @@
 """Who is served next when accounts compete: start-time fair queueing on device time.
 
-Used by the scheduler alone. Every account has a virtual time, the device seconds that it used
-divided by its weight; the account that is furthest behind goes first. Time that nobody else
-wanted is never held against an account, and time that it did not want is never saved up for it.
+Used by the schedulers of the services that own a device. Every account has a virtual time, the
+device seconds that it used divided by its weight; the account that is furthest behind goes first.
+Time that nobody else wanted is never held against an account, and time that it did not want is
+never saved up for it.
 Source: Goyal, Vin and Cheng 1996 ("Start-time Fair Queueing").
 """
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.onnx.errors import OnnxExporterError
 
-from services.diffusion.graphs.graph import ExportError, GraphSource
+from services.graphs.graph import ExportError, GraphSource
 
 OPSET = 18
 

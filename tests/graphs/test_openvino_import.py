@@ -15,7 +15,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
-_OURS = "from services.diffusion.graphs.openvino_graph import native_precision; native_precision()"
+_OURS = "from services.graphs.openvino_graph import native_precision; native_precision()"
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

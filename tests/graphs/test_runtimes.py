@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.diffusion.batching.isolation import MODEL_FAULTS
 from services.diffusion.families.sd1.layout import Layout
-from services.diffusion.graphs.graph import Graph, GraphError, GraphSource
-from services.diffusion.graphs.onnxruntime_graph import OnnxRuntimeGraph
-from services.diffusion.graphs.openvino_graph import OpenVinoGraph, native_precision
-from services.diffusion.graphs.torch_graph import TorchGraph
-from tests.diffusion.graphs.inputs import denoiser_inputs
+from services.graphs.graph import Graph, GraphError, GraphSource
+from services.graphs.isolation import MODEL_FAULTS
+from services.graphs.onnxruntime_graph import OnnxRuntimeGraph
+from services.graphs.openvino_graph import OpenVinoGraph, native_precision
+from services.graphs.torch_graph import TorchGraph
+from tests.graphs.inputs import denoiser_inputs
 
 # The first test waits for an export, which a busy machine can draw out to minutes.
 pytestmark = pytest.mark.timeout(900)
@@ -91,6 +91,39 @@ def test_openvino_rows_are_bit_for_bit_the_same_in_any_batch(
         batch = graph(latents[order], timesteps[order], context[order])
         for position, row in enumerate(order.tolist()):
             assert torch.equal(batch[position], alone[row][0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_rows_are_bit_for_bit_the_same_in_any_pieces(
+    layout: Layout, denoiser: GraphSource, denoiser_file: Path, precision: str
+) -> None:
+    if precision == "bfloat16" and native_precision() != "bfloat16":
+        pytest.skip("this processor has no bfloat16 units")
+    graph = OpenVinoGraph(
+        denoiser_file, precision=precision, thread_count=2, row_shapes=denoiser.row_shapes
+    )
+    side = layout.native_side
+    latents, timesteps, context = denoiser_inputs(layout, 23, side, side)
+    alone = [graph(latents[i, None], timesteps[i, None], context[i, None])[0] for i in range(23)]
+
+    assert set(graph.piece_sizes) == {1, 2, 4, 16}
+    for row_count in (2, 3, 7, 16, 23):
+        batch = graph(latents[:row_count], timesteps[:row_count], context[:row_count])
+        assert torch.equal(batch, torch.stack(alone[:row_count]))
+
+
+def test_openvino_in_pieces_computes_what_it_computes_whole(
+    layout: Layout, denoiser: GraphSource, denoiser_file: Path
+) -> None:
+    pieces = OpenVinoGraph(
+        denoiser_file, precision="float32", thread_count=1, row_shapes=denoiser.row_shapes
+    )
+    whole = OpenVinoGraph(denoiser_file, precision="float32", thread_count=1)
+    side = layout.native_side
+
+    for sides in ((side, side), (side, side // 2)):
+        inputs = denoiser_inputs(layout, 5, *sides)
+        torch.testing.assert_close(pieces(*inputs), whole(*inputs), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_every_runtime_differ_by_rounding_alone(

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from services.diffusion.graphs.graph import GraphSource, Precision
+from services.graphs.graph import GraphSource, Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -24,6 +24,8 @@ class TorchGraph:
 
     The module is moved to `device` and `precision` in place: it belongs to the graph from then on.
     """
+
+    piece_sizes = ()
 
     def __init__(
         self,

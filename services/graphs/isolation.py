@@ -1,6 +1,6 @@
 """A failed model call is repeated item by item, so that it ends nobody's work but the culprit's.
 
-Used by the batcher around every call into a model. A fault is what a model may raise over its
+Used by batchers around every call into a model. A fault is what a model may raise over its
 inputs or for lack of memory. A lost device is none: `torch.AcceleratorError` (an illegal access,
 a reset) leaves the context unusable, passes through here and ends the process, as does any defect
 of ours.
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from services.diffusion.graphs.graph import GraphError
+from services.graphs.graph import GraphError
 
 T = TypeVar("T")
 R = TypeVar("R")

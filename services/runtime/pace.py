@@ -1,6 +1,6 @@
 """How fast the device is, as measured: what the scheduler and retry hints are told.
 
-Owned by the batcher. Exponential averages over the last few dozen ticks, in seconds of the
+Owned by a batcher. Exponential averages over the last few dozen ticks, in seconds of the
 batcher's clock. Written on the device thread, read from any.
 """
 

@@ -1,6 +1,6 @@
 """Chooses what a component runs on.
 
-Families call `open_graph` for each of their components. The order behind `auto` was measured
+Services call `open_graph` for each of their components. The order behind `auto` was measured
 (`docs/measurements.md`, `python -m benchmarks.denoiser`): on a CPU OpenVINO in the processor's
 own precision, then torch; on CUDA torch in half precision.
 """
@@ -14,14 +14,23 @@ from dataclasses import dataclass
 
 import torch
 
-from services.diffusion.graphs.graph import Graph, GraphError, GraphSource, Precision
-from services.diffusion.graphs.onnxruntime_graph import OnnxRuntimeGraph
-from services.diffusion.graphs.openvino_graph import OpenVinoGraph, native_precision
-from services.diffusion.graphs.store import GraphStore
-from services.diffusion.graphs.torch_graph import TorchGraph
-from services.diffusion.model import DeviceName, RuntimeName
+from services.graphs.graph import (
+    DeviceName,
+    Graph,
+    GraphError,
+    GraphSource,
+    Precision,
+    RuntimeName,
+)
+from services.graphs.onnxruntime_graph import OnnxRuntimeGraph
+from services.graphs.openvino_graph import OpenVinoGraph, native_precision
+from services.graphs.store import GraphStore
+from services.graphs.torch_graph import TorchGraph
 
 logger = logging.getLogger(__name__)
+
+_SPECIALISED_BYTES = 64 * 2**20
+"""Largest exported file of which graphs for fixed sizes are made: each holds its own weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +95,13 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
 def _openvino(source: GraphSource, options: GraphOptions) -> Graph:
     precision = _fastest(source, native_precision())
     path = options.store.path(source)
-    return OpenVinoGraph(path, precision=precision, thread_count=options.thread_count)
+    is_small = path.stat().st_size <= _SPECIALISED_BYTES
+    return OpenVinoGraph(
+        path,
+        precision=precision,
+        thread_count=options.thread_count,
+        row_shapes=source.row_shapes if is_small else None,
+    )
 
 
 def _openvino_or_torch(source: GraphSource, options: GraphOptions) -> Graph:

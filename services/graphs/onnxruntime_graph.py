@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.diffusion.graphs.graph import GraphError, RuntimeMissingError
+from services.graphs.graph import GraphError, RuntimeMissingError
 
 
 class OnnxRuntimeGraph:
     """A component on ONNX Runtime; inputs are shared, the output is the runtime's own memory."""
 
     runtime = "onnxruntime-float32"
+    piece_sizes = ()
 
     def __init__(self, path: Path, *, thread_count: int) -> None:
         """Open the graph; raises `RuntimeMissingError` without the package."""

@@ -1,1 +1,0 @@
-"""Component graphs of a model, and the runtimes that they run on."""

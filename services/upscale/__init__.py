@@ -1,0 +1,1 @@
+"""Upscales pictures: descriptors of models, the shared tile batcher, the server."""
