@@ -206,8 +206,9 @@ class Batcher:
         for row in stepped.rows:
             if row.finished:
                 self._finish(group, row)
+        now = self._clock()
         for row in stepped.rows:
-            row.job.report_progress()
+            row.job.report_progress(now)
         for row, error in stepped.faults:
             self._fail(row.job, error)
 

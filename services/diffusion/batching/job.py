@@ -8,6 +8,7 @@ on its trajectory and its noise stream; its tensors live in a `RowPool`.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +20,8 @@ from services.runtime.fair_share import priority_weight
 
 GroupKey: TypeAlias = tuple[str, tuple[int, int, int]]
 """Model name and latent shape (C, h, w): what rows must share to be in one model call."""
+
+_PROGRESS_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,7 @@ class Job:
         "priority",
         "queued_at",
         "rank",
+        "reported_at",
         "reported_step_count",
         "request_id",
         "rows",
@@ -119,6 +123,7 @@ class Job:
         self.unfinished_count = spec.sample_count
         self.completed_step_count = 0
         self.reported_step_count = 0
+        self.reported_at = -math.inf
 
     @property
     def work(self) -> int:
@@ -139,11 +144,19 @@ class Job:
         self.state = JobState.GONE
         self.rows = []
 
-    def report_progress(self) -> None:
-        """Tell how many steps are done over all samples, if that has changed."""
+    def report_progress(self, now: float) -> None:
+        """Tell how many steps are done over all samples, if that has changed.
+
+        The first and the last step are told at once, the others not more often than a progress
+        bar can show: on a CPU every event takes time from the cores that compute.
+        """
         if self.completed_step_count == self.reported_step_count:
             return
+        is_last = self.completed_step_count == self.total_step_count
+        if not is_last and now - self.reported_at < _PROGRESS_INTERVAL_S:
+            return
         self.reported_step_count = self.completed_step_count
+        self.reported_at = now
         event = JobProgressed(
             completed_step_count=self.completed_step_count, total_step_count=self.total_step_count
         )

@@ -11,7 +11,7 @@ from tests.diffusion.batching.doubles import Harness, latent_of, prompt_value, s
 
 
 def test_a_job_ends_with_its_picture_after_as_many_ticks_as_model_calls() -> None:
-    harness = Harness()
+    harness = Harness(call_s=0.1)
     job = harness.submit(step_count=6)
     assert harness.run() == 6
     sink = sink_of(job)
@@ -31,11 +31,18 @@ def test_the_exact_denoiser_draws_the_constant_of_its_prompt() -> None:
 
 
 def test_progress_counts_steps_not_model_calls() -> None:
-    harness = Harness()
+    harness = Harness(call_s=0.1)
     job = harness.submit(sampler="heun", step_count=3)
     assert harness.run() == 5
     # Two calls a step, but for the last: a step is done with its second call.
     assert sink_of(job).progress == [1, 2, 3]
+
+
+def test_progress_tells_the_first_and_the_last_step_and_no_more_than_20_a_second_between() -> None:
+    harness = Harness(call_s=0.02, row_s=0.0)
+    job = harness.submit(step_count=12)
+    harness.run()
+    assert sink_of(job).progress == [1, 4, 7, 10, 12]
 
 
 def test_guided_rows_take_two_places_and_unguided_rows_one() -> None:

@@ -85,7 +85,7 @@ def test_device_time_that_nobody_else_wanted_is_not_held_against_an_account() ->
     harness.tick(40)
     # While b ran one guided row of two slots, a had the other two: equal shares all along.
     assert harness.finished("a") == 20
-    assert len(sink_of(other).progress) == 40
+    assert other.completed_step_count == 40
 
 
 def test_a_higher_priority_has_twice_the_share_of_the_one_below() -> None:

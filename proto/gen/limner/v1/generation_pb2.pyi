@@ -344,7 +344,7 @@ Global___Queued: _TypeAlias = Queued  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far the request is."""
+    """How far the request is. Sent for the first and the last step, and at most every 50 ms between."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
