@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,7 @@ def native_precision() -> Precision:
 
     Raises `RuntimeMissingError` without the package.
     """
-    abilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    abilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bfloat16" if "BF16" in abilities else "float32"
 
 
@@ -61,11 +62,10 @@ class OpenVinoGraph:
         `row_shapes` are the inputs' shapes without their first axis. Raises `RuntimeMissingError`
         without the package, `GraphError` for a file that OpenVINO does not accept.
         """
-        openvino = _openvino()
+        self._core = _core()
         self.runtime = f"openvino-{precision}"
         self._path = path
         self._row_shapes = row_shapes
-        self._core = openvino.Core()
         self._options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -127,6 +127,17 @@ def _infer(request: InferRequest, feeds: list[Array]) -> Array:
     """The first output; later calls of the request write over it."""
     outputs = request.infer(dict(enumerate(feeds)), share_inputs=True, share_outputs=True)
     return outputs[0]  # type: ignore[no-any-return]
+
+
+@cache
+def _core() -> Any:
+    """The process's one `openvino.Core`, which lives until the process ends.
+
+    Its CPU plugin gives the thread that loads it a signal stack of its own, where one was set (as
+    `faulthandler` does), and unmaps that when the last graph goes, on whichever thread that is: the
+    next signal then kills the process without a word (OpenVINO 2026.4).
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> ModuleType:
