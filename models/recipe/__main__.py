@@ -47,7 +47,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     budget = stages.Budget(
         autoencoder_scale=options.autoencoder_scale,
         text_minutes=options.text_minutes,
-        denoiser_minutes=options.denoiser_minutes,
+        denoiser_scale=options.denoiser_scale,
     )
     return {
         "data": lambda: stages.prepare_data(root),
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "limner-emoji")
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
-    parser.add_argument("--denoiser-minutes", type=float, default=default.denoiser_minutes)
+    parser.add_argument("--denoiser-scale", type=float, default=default.denoiser_scale)
     parser.add_argument("--judge-minutes", type=float, default=judge.TRAINING_MINUTES)
     return parser
 

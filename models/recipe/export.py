@@ -59,7 +59,7 @@ def build_pipeline(work: WorkDir) -> tuple[StableDiffusionPipeline, int]:
     tokenizer = load_tokenizer(work.tokenizer)
     text_encoder = build_text_encoder(tokenizer)
     unet = denoiser.build_denoiser()
-    step = load_ema(work.denoiser, denoiser.as_modules(unet, text_encoder))
+    step = load_ema(work.denoiser(len(denoiser.ROUNDS)), denoiser.as_modules(unet, text_encoder))
     vae = load_autoencoder(work)
     vae.register_to_config(scaling_factor=latent_scale(load_latents(dataset, work).latents))
     for part in (text_encoder, unet):

@@ -41,11 +41,12 @@ class Budget:
     autoencoder_scale: float = 1.0
     """Factor on the minutes of both phases of the autoencoder."""
     text_minutes: float = 2.2
-    denoiser_minutes: float = 72.0
+    denoiser_scale: float = 1.0
+    """Factor on the minutes of both rounds of the denoiser."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every stage gets some time."""
-        if min(self.autoencoder_scale, self.text_minutes, self.denoiser_minutes) <= 0.0:
+        if min(self.autoencoder_scale, self.text_minutes, self.denoiser_scale) <= 0.0:
             raise ValueError("every budget must be greater than zero")
 
 
@@ -75,8 +76,9 @@ def encode_latents(root: Path) -> None:
 
 
 def train_denoiser(root: Path, budget: Budget) -> None:
-    """Train denoiser and text encoder together."""
-    _launch(partial(_denoiser, root, budget.denoiser_minutes))
+    """Train denoiser and text encoder together, in rounds."""
+    for number in range(1, len(denoiser.ROUNDS) + 1):
+        _launch(partial(_denoiser, root, number, budget.denoiser_scale))
 
 
 def polish_decoder(root: Path) -> None:
@@ -152,13 +154,16 @@ def _latents(root: Path, worker: Worker) -> None:
     encode_views(model, load_dataset(root), work, worker)
 
 
-def _denoiser(root: Path, minutes: float, worker: Worker) -> None:
-    work, dataset = WorkDir(root=root), load_dataset(root)
+def _denoiser(root: Path, number: int, scale: float, worker: Worker) -> None:
+    work, dataset, training = WorkDir(root=root), load_dataset(root), denoiser.ROUNDS[number - 1]
     tokenizer = load_tokenizer(work.tokenizer)
     encoder = build_text_encoder(tokenizer)
-    load_ema(work.text, {"text": encoder})
     unet = denoiser.build_denoiser()
     modules = _placed(denoiser.as_modules(unet, encoder), worker)
+    if number == 1:
+        load_ema(work.text, {"text": encoder})
+    else:
+        load_ema(work.denoiser(number - 1), modules)
     if worker.device.type == "cpu":
         denoiser.use_math_attention(unet, encoder)
     loss = denoiser.denoiser_loss(
@@ -167,8 +172,14 @@ def _denoiser(root: Path, minutes: float, worker: Worker) -> None:
         tokenizer,
         load_latents(dataset, work),
         dataset.concepts,
+        training,
         _batch(DENOISER_BATCH, worker),
         worker.device,
     )
-    plan = Plan(learning_rate=1e-3, budget_s=60.0 * minutes, ema_decay=0.995)
-    train(modules, loss, plan, work.denoiser, worker)
+    plan = Plan(
+        learning_rate=training.learning_rate,
+        budget_s=60.0 * training.minutes * scale,
+        ema_decay=training.ema_decay,
+        seed=training.seed,
+    )
+    train(modules, loss, plan, work.denoiser(number), worker)

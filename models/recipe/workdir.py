@@ -44,10 +44,9 @@ class WorkDir:
         """Index of the background of each coloured slot, int64 [drawing, view, slot - 1]."""
         return self.root / "latent_backgrounds.npy"
 
-    @property
-    def denoiser(self) -> Path:
-        """Checkpoint of the denoiser and the text encoder trained with it."""
-        return self.root / "denoiser.safetensors"
+    def denoiser(self, number: int) -> Path:
+        """Checkpoint of one round of the denoiser and the text encoder, counted from 1."""
+        return self.root / f"denoiser-{number}.safetensors"
 
     @property
     def judge(self) -> Path:

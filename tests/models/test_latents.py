@@ -13,7 +13,7 @@ import torch
 from models.recipe.autoencoder import build_autoencoder
 from models.recipe.captions import BACKGROUNDS, COLOUR_SPELLINGS, STYLES, load_concepts
 from models.recipe.dataset import Drawing, composite
-from models.recipe.denoiser import Draws
+from models.recipe.denoiser import ROUNDS, Draws
 from models.recipe.latents import (
     COLOURED_COUNT,
     EncodedViews,
@@ -70,7 +70,7 @@ def marked() -> EncodedViews:
 
 def test_captions_say_what_their_latents_show(marked: EncodedViews) -> None:
     concepts = load_concepts()
-    batch = Draws(marked, concepts).batch(600, Random(0))
+    batch = Draws(marked, concepts, ROUNDS[-1]).batch(600, Random(0))
     spoken = 0
     for caption, latent in zip(batch.captions, batch.latents_BChw, strict=True):
         mark = int(latent.flatten()[0])
@@ -94,3 +94,10 @@ def _spellings(colour: str | None) -> tuple[str, ...]:
 
 def _names(caption: str, names: Sequence[str]) -> bool:
     return any(name.split(" ", 1)[-1] in caption or name in caption for name in names)
+
+
+def test_every_drawing_that_is_shown_twice_is_one_that_there_is() -> None:
+    labels = {concept.label for concept in load_concepts()}
+    for training in ROUNDS:
+        assert set(training.shown_twice) == set(STYLES)
+        assert all(shown <= labels for shown in training.shown_twice.values())

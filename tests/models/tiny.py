@@ -49,7 +49,9 @@ def write_work_dir(root: Path) -> WorkDir:
     save(autoencoder.as_modules(vae), work.autoencoder(len(autoencoder.PHASES)))
     encode_views(vae, dataset, work, WORKER)
     encoder = build_text_encoder(load_tokenizer(work.tokenizer))
-    save(denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser)
+    save(
+        denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser(len(denoiser.ROUNDS))
+    )
     return work
 
 
