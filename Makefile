@@ -4,6 +4,7 @@
 #   make check   format, lint, types, import contracts, proto lint and drift
 #   make bench   the benchmarks, one after the other; results in benchmarks/results/
 #   make soak    ten minutes of load with random cancels
+#   make chaos   accounts stay exact while gateways, Valkey and PostgreSQL are killed
 #   make gpu-check  correctness and speed on a CUDA device
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ define benchmark
 	  tail -n 1 .cache/benchmark.txt > benchmarks/results/$(1)$(3).json
 endef
 
-.PHONY: demo test check pytest proto bench soak gpu-check clean
+.PHONY: demo test check pytest proto bench soak chaos gpu-check clean
 
 demo: $(VENV)/.local
 	$(BIN)/limner demo "$(PROMPT)" --output demo.png
@@ -46,9 +47,13 @@ bench: $(VENV)/.dev
 	$(call benchmark,reproducibility,models/limner-emoji)
 	$(call benchmark,gateway_hop)
 	$(call benchmark,inflight,--plot docs/inflight.svg)
+	$(call benchmark,admission)
 
 soak: $(VENV)/.dev
 	$(call benchmark,soak)
+
+chaos: $(VENV)/.dev
+	$(call benchmark,chaos)
 
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m gpu

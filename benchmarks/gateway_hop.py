@@ -28,11 +28,13 @@ from grpc_health.v1 import health_pb2
 
 from benchmarks.report import json_line, table
 from limner.v1 import artifact_pb2, generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from services.gateway.audit import Actor
 from services.gateway.key_store import KeyStore
-from services.gateway.tables import metadata
+from services.gateway.schema import migrate
+from services.gateway.tiers import UNLIMITED_TIER
 from services.runtime.context import current_request
 from services.runtime.server import GrpcServer, Service, run_until_signal
-from services.storage.database import create_schema, open_engine
+from services.storage.database import open_engine
 
 _CHUNK_BYTES = 256 * 1024
 _ARTIFACT_BYTES = 1_500_000
@@ -157,9 +159,14 @@ def _cpu_s(process: psutil.Process) -> float:
 async def _make_key(folder: Path) -> tuple[str, str]:
     url = f"sqlite+aiosqlite:///{folder}/gateway.db"
     engine = open_engine(url)
-    await create_schema(engine, metadata)
-    store = KeyStore(engine=engine)
-    key, _ = await store.create_key(account="bench", name="bench", pepper=_PEPPER.encode())
+    await migrate(engine)
+    key, _ = await KeyStore(engine=engine).create_key(
+        account="bench",
+        name="bench",
+        pepper=_PEPPER.encode(),
+        actor=Actor(account="bench", key_id="", request_id="bench"),
+        new_account_tier=UNLIMITED_TIER,
+    )
     await engine.dispose()
     return key.text, url
 

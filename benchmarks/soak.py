@@ -146,7 +146,7 @@ async def _settled(settings: SuiteSettings) -> dict[str, float]:
 def _left_behind(settings: SuiteSettings) -> dict[str, float]:
     left = dict.fromkeys(LEFT_BEHIND, 0.0)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for url in settings.metrics_urls:
+    for url in settings.metrics_urls.values():
         with opener.open(url, timeout=10) as response:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:

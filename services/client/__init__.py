@@ -10,9 +10,19 @@ Errors are described in `services.client.errors`, options in `GenerateOptions`. 
 is in `services.client.cli`.
 """
 
-from services.client.async_client import AsyncClient, AsyncGenerationStream
-from services.client.catalog import Account, ImageDefaults, ImageLimits, Model, Vocabulary
-from services.client.client import Client, GenerationStream
+from services.client.accounts import AuditEntry, Key, ManagedAccount, NewKey, Tier, Usage
+from services.client.admin import Admin
+from services.client.async_client import AsyncClient
+from services.client.async_stream import AsyncGenerationStream, AsyncUpscaleStream
+from services.client.catalog import (
+    Account,
+    ImageDefaults,
+    ImageLimits,
+    Model,
+    UpscaleLimits,
+    Vocabulary,
+)
+from services.client.client import Client
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 from services.client.errors import (
     Cancelled,
@@ -43,14 +53,26 @@ from services.client.events import (
 )
 from services.client.request import GenerateOptions
 from services.client.retry import RetryPolicy
+from services.client.stream import GenerationStream, UpscaleStream
+from services.client.upscale_events import (
+    TileProgress,
+    UpscaleAccepted,
+    UpscaledImage,
+    UpscaleEvent,
+    UpscaleResult,
+)
+from services.client.upscale_request import UpscaleOptions
 
 __all__ = [
     "IMAGE_FORMATS",
     "SAMPLERS",
     "Accepted",
     "Account",
+    "Admin",
     "AsyncClient",
     "AsyncGenerationStream",
+    "AsyncUpscaleStream",
+    "AuditEntry",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
@@ -63,9 +85,12 @@ __all__ = [
     "ImageLimits",
     "IncompleteStream",
     "InvalidRequest",
+    "Key",
     "LimnerError",
+    "ManagedAccount",
     "Model",
     "ModelNotFound",
+    "NewKey",
     "NotFound",
     "Notice",
     "PermissionDenied",
@@ -76,9 +101,19 @@ __all__ = [
     "ResourceExhausted",
     "RetryPolicy",
     "ServerError",
+    "Tier",
+    "TileProgress",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UpscaleAccepted",
+    "UpscaleEvent",
+    "UpscaleLimits",
+    "UpscaleOptions",
+    "UpscaleResult",
+    "UpscaleStream",
+    "UpscaledImage",
+    "Usage",
     "Violation",
     "Vocabulary",
 ]

@@ -7,108 +7,42 @@ only the waiting differs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from limner.v1 import (
     account_pb2,
     account_pb2_grpc,
-    generation_pb2,
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    upscale_pb2_grpc,
 )
+from services.client.accounts import Usage, read_usage, watch_request
+from services.client.async_stream import AsyncGenerationStream, AsyncUpscaleStream
 from services.client.catalog import Account, Model, read_account, read_models
 from services.client.endpoint import resolve_endpoint
-from services.client.errors import Cancelled, Failure, decode_error
+from services.client.errors import decode_error
 from services.client.event_reader import EventReader, ResultCollector
-from services.client.events import Event, GenerationResult, Progress
+from services.client.events import GenerationResult, Progress
 from services.client.request import GenerateOptions, build_request
 from services.client.retry import Attempts, RetryPolicy
-
-if TYPE_CHECKING:
-    _Call = grpc.aio.UnaryStreamCall[
-        generation_pb2.GenerateImageRequest, generation_pb2.GenerateImageResponse
-    ]
+from services.client.upscale_events import TileProgress, UpscaleResult
+from services.client.upscale_request import (
+    UpscaleCollector,
+    UpscaleOptions,
+    UpscaleReader,
+    build_upscale_request,
+)
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-
-
-class AsyncGenerationStream:
-    """The events of one generation: an asynchronous iterator and context manager.
-
-    Leaving the `async with` block, `close()`, or cancelling the task that iterates cancels the
-    call, which frees the device within one denoising step. An iteration that was closed raises
-    Cancelled.
-    """
-
-    def __init__(self, start: Callable[[float | None], _Call], attempts: Attempts) -> None:
-        self._start = start
-        self._attempts = attempts
-        self._reader = EventReader()
-        self._answered = False
-        self._closed = asyncio.Event()
-        self._call = start(attempts.remaining_s())
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        """Wait for the next event. Raises LimnerError when the generation fails."""
-        while True:
-            try:
-                response = await self._call.read()
-            except grpc.aio.AioRpcError as failure:
-                await self._restart_after(failure)
-                continue
-            except asyncio.CancelledError:
-                self._raise_if_closed()
-                raise
-            if not isinstance(response, generation_pb2.GenerateImageResponse):  # the end
-                self._reader.finish()
-                raise StopAsyncIteration
-            self._answered = True
-            event = self._reader.read(response)
-            if event is not None:
-                return event
-
-    def close(self) -> None:
-        """Cancel the call unless it is over."""
-        self._closed.set()
-        self._call.cancel()
-
-    async def _restart_after(self, failure: grpc.aio.AioRpcError) -> None:
-        error = decode_error(failure)
-        delay_s = self._attempts.delay_s(error, answered=self._answered)
-        try:
-            await asyncio.wait_for(self._closed.wait(), delay_s)
-        except TimeoutError:
-            self._call = self._start(self._attempts.remaining_s())
-        else:
-            raise error from failure
-
-    def _raise_if_closed(self) -> None:
-        """Raise Cancelled for a stream that was closed; grpc reports that like a cancelled task."""
-        task = asyncio.current_task()
-        if self._closed.is_set() and not (task and task.cancelling()):
-            failure = Failure(code=grpc.StatusCode.CANCELLED, message="the stream was closed")
-            raise Cancelled(failure) from None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class AsyncClient:
@@ -163,6 +97,45 @@ class AsyncClient:
         return AsyncGenerationStream(
             lambda timeout: method(request, timeout=timeout, metadata=metadata),
             self._attempts(timeout_s),
+            EventReader(),
+        )
+
+    async def upscale(
+        self,
+        image: bytes | str | os.PathLike[str],
+        *,
+        on_progress: Callable[[TileProgress], None] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[UpscaleOptions],
+    ) -> UpscaleResult:
+        """Make a picture larger and wait for it; `UpscaleOptions` lists the options.
+
+        `image` is an encoded picture or the path of one, which is read without the event loop's
+        waiting. Raises LimnerError, OSError when the file cannot be read, and ValueError for an
+        unknown format.
+        """
+        data = image if isinstance(image, bytes) else await asyncio.to_thread(_read, image)
+        collector = UpscaleCollector(on_progress)
+        async with self.stream_upscale(data, timeout_s=timeout_s, **options) as stream:
+            async for event in stream:
+                collector.add(event)
+        return collector.result()
+
+    def stream_upscale(
+        self, image: bytes, *, timeout_s: float | None = None, **options: Unpack[UpscaleOptions]
+    ) -> AsyncUpscaleStream:
+        """Make an encoded picture larger and report on the way; use it in an `async with` block.
+
+        The events are those of `Client.stream_upscale`. Raises ValueError at once for an unknown
+        format; the iteration raises LimnerError.
+        """
+        request = build_upscale_request(image, **options)
+        method = upscale_pb2_grpc.UpscaleServiceStub(self._channel).UpscaleImage
+        metadata = self._endpoint.metadata
+        return AsyncUpscaleStream(
+            lambda timeout: method(request, timeout=timeout, metadata=metadata),
+            self._attempts(timeout_s),
+            UpscaleReader(),
         )
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
@@ -174,6 +147,37 @@ class AsyncClient:
         """Return the account behind the key; only a gateway knows it. Raises LimnerError."""
         method = account_pb2_grpc.AccountServiceStub(self._channel).GetAccount
         return read_account(await self._call(method, account_pb2.GetAccountRequest(), timeout_s))
+
+    async def usage(self, period: str = "", *, timeout_s: float | None = None) -> Usage:
+        """Return what the account used in a month like `2026-11`, by default this one.
+
+        Raises LimnerError.
+        """
+        method = account_pb2_grpc.AccountServiceStub(self._channel).GetUsage
+        request = account_pb2.GetUsageRequest(period=period)
+        return read_usage((await self._call(method, request, timeout_s)).usage)
+
+    async def watch_usage(
+        self, *, interval_s: float | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[Usage]:
+        """Yield what the account uses this month, at once and whenever it changes.
+
+        The server looks every `interval_s` seconds, 1 to 3600, by default 5. Goes on until the
+        iterator is closed or the call fails: raises LimnerError.
+        """
+        method = account_pb2_grpc.AccountServiceStub(self._channel).WatchUsage
+        call = method(
+            watch_request(interval_s),
+            timeout=self._attempts(timeout_s).remaining_s(),
+            metadata=self._endpoint.metadata,
+        )
+        try:
+            async for response in call:
+                yield read_usage(response.usage)
+        except grpc.aio.AioRpcError as failure:
+            raise decode_error(failure) from failure
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Close the connection and cancel what still runs on it."""
@@ -216,3 +220,7 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    return Path(path).read_bytes()

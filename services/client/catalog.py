@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from limner.v1 import account_pb2, model_pb2
-from services.client.enum_names import SAMPLERS, TASKS
+from services.client.enum_names import PICTURE_KINDS, SAMPLERS, SCOPES, TASKS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +49,19 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UpscaleLimits:
+    """Limits of upscaling requests; all bounds are inclusive."""
+
+    min_scale: float
+    max_scale: float
+    max_output_pixel_count: int
+    picture_kinds: tuple[str, ...]
+    """What the model was trained on: `photo`, `illustration`."""
+    default_denoise_strength: float | None
+    """None for a model that has no choice of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """A model that requests can name."""
 
@@ -60,10 +73,14 @@ class Model:
     license: str
     tasks: tuple[str, ...]
     samplers: tuple[str, ...]
-    limits: ImageLimits
-    defaults: ImageDefaults
+    limits: ImageLimits | None
+    """None for a model that does not draw."""
+    defaults: ImageDefaults | None
+    """None for a model that does not draw."""
     vocabulary: Vocabulary | None
     """None for a model with an open vocabulary."""
+    upscale_limits: UpscaleLimits | None = None
+    """None for a model that does not upscale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +92,10 @@ class Account:
     """Public id of the key."""
     key_create_time: datetime | None
     """When the key was created, in UTC."""
+    tier: str
+    """Name of the account's tier."""
+    scopes: tuple[str, ...]
+    """What the key may be used for."""
 
 
 def read_models(response: model_pb2.ListModelsResponse) -> tuple[Model, ...]:
@@ -87,10 +108,18 @@ def read_account(response: account_pb2.GetAccountResponse) -> Account:
     created = None
     if response.HasField("key_create_time"):
         created = response.key_create_time.ToDatetime(tzinfo=UTC)
-    return Account(account=response.account, key_id=response.key_id, key_create_time=created)
+    return Account(
+        account=response.account,
+        key_id=response.key_id,
+        key_create_time=created,
+        tier=response.tier,
+        scopes=tuple(SCOPES.name(scope) for scope in response.scopes),
+    )
 
 
 def _model(message: model_pb2.Model) -> Model:
+    upscales = message.HasField("upscale_limits")
+    draws = not upscales or message.HasField("limits")
     return Model(
         name=message.name,
         display_name=message.display_name,
@@ -100,9 +129,10 @@ def _model(message: model_pb2.Model) -> Model:
         license=message.license,
         tasks=tuple(TASKS.name(task) for task in message.tasks),
         samplers=tuple(SAMPLERS.name(sampler) for sampler in message.samplers),
-        limits=_limits(message.limits),
-        defaults=_defaults(message.defaults),
+        limits=_limits(message.limits) if draws else None,
+        defaults=_defaults(message.defaults) if draws else None,
         vocabulary=_vocabulary(message.vocabulary) if message.HasField("vocabulary") else None,
+        upscale_limits=_upscale_limits(message.upscale_limits) if upscales else None,
     )
 
 
@@ -118,6 +148,17 @@ def _limits(message: model_pb2.ImageLimits) -> ImageLimits:
         max_guidance_scale=message.max_guidance_scale,
         max_sample_count=message.max_sample_count,
         max_prompt_length=message.max_prompt_length,
+    )
+
+
+def _upscale_limits(message: model_pb2.UpscaleLimits) -> UpscaleLimits:
+    has_strength = message.HasField("default_denoise_strength")
+    return UpscaleLimits(
+        min_scale=message.min_scale,
+        max_scale=message.max_scale,
+        max_output_pixel_count=message.max_output_pixel_count,
+        picture_kinds=tuple(PICTURE_KINDS.name(kind) for kind in message.picture_kinds),
+        default_denoise_strength=message.default_denoise_strength if has_strength else None,
     )
 
 

@@ -6,101 +6,42 @@ waiting differs.
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from limner.v1 import (
     account_pb2,
     account_pb2_grpc,
-    generation_pb2,
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    upscale_pb2_grpc,
 )
+from services.client.accounts import Usage, read_usage, watch_request
+from services.client.admin import Admin
 from services.client.catalog import Account, Model, read_account, read_models
 from services.client.endpoint import resolve_endpoint
 from services.client.errors import decode_error
 from services.client.event_reader import EventReader, ResultCollector
-from services.client.events import Event, GenerationResult, Progress
+from services.client.events import GenerationResult, Progress
 from services.client.request import GenerateOptions, build_request
 from services.client.retry import Attempts, RetryPolicy
+from services.client.stream import GenerationStream, UpscaleStream
+from services.client.upscale_events import TileProgress, UpscaleResult
+from services.client.upscale_request import (
+    UpscaleCollector,
+    UpscaleOptions,
+    UpscaleReader,
+    build_upscale_request,
+)
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-
-
-class _Call(Protocol):
-    """What is used of a running grpc call."""
-
-    def __next__(self) -> generation_pb2.GenerateImageResponse: ...
-
-    def cancel(self) -> object:
-        """End the call."""
-
-
-class GenerationStream:
-    """The events of one generation: an iterator and a context manager.
-
-    Leaving the `with` block, or `close()` from any thread, cancels the call, which frees the
-    device within one denoising step. An iteration that was closed raises Cancelled.
-    """
-
-    def __init__(self, start: Callable[[float | None], _Call], attempts: Attempts) -> None:
-        self._start = start
-        self._attempts = attempts
-        self._reader = EventReader()
-        self._answered = False
-        self._closed = threading.Event()
-        self._call = start(attempts.remaining_s())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Event:
-        """Wait for the next event. Raises LimnerError when the generation fails."""
-        while True:
-            try:
-                response = next(self._call)
-            except StopIteration:
-                self._reader.finish()
-                raise
-            except grpc.RpcError as failure:
-                self._restart_after(failure)
-                continue
-            self._answered = True
-            event = self._reader.read(response)
-            if event is not None:
-                return event
-
-    def close(self) -> None:
-        """Cancel the call unless it is over."""
-        self._closed.set()
-        self._call.cancel()
-
-    def _restart_after(self, failure: grpc.RpcError) -> None:
-        error = decode_error(failure)
-        delay_s = self._attempts.delay_s(error, answered=self._answered)
-        if self._closed.wait(delay_s):
-            raise error from failure
-        self._call = self._start(self._attempts.remaining_s())
-        if self._closed.is_set():
-            self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Client:
@@ -169,6 +110,46 @@ class Client:
         return GenerationStream(
             lambda timeout: method(request, timeout=timeout, metadata=self._metadata),
             self._attempts(timeout_s),
+            EventReader(),
+        )
+
+    def upscale(
+        self,
+        image: bytes | str | os.PathLike[str],
+        *,
+        on_progress: Callable[[TileProgress], None] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[UpscaleOptions],
+    ) -> UpscaleResult:
+        """Make a picture larger and wait for it; `UpscaleOptions` lists the options.
+
+        `image` is an encoded picture or the path of one. Raises LimnerError, OSError when the file
+        cannot be read, and ValueError for an unknown format.
+        """
+        collector = UpscaleCollector(on_progress)
+        with self.stream_upscale(image, timeout_s=timeout_s, **options) as stream:
+            for event in stream:
+                collector.add(event)
+        return collector.result()
+
+    def stream_upscale(
+        self,
+        image: bytes | str | os.PathLike[str],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[UpscaleOptions],
+    ) -> UpscaleStream:
+        """Make a picture larger and report on the way; use it in a `with` block.
+
+        Yields UpscaleAccepted first, then Queued, TileProgress and one UpscaledImage. Raises
+        OSError and ValueError at once, as `upscale` does; the iteration raises LimnerError.
+        """
+        request = build_upscale_request(image, **options)
+        method = upscale_pb2_grpc.UpscaleServiceStub(self._channel).UpscaleImage
+        return UpscaleStream(
+            lambda timeout: method(request, timeout=timeout, metadata=self._metadata),
+            self._attempts(timeout_s),
+            UpscaleReader(),
         )
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
@@ -181,6 +162,42 @@ class Client:
         method = account_pb2_grpc.AccountServiceStub(self._channel).GetAccount
         return read_account(self._call(method, account_pb2.GetAccountRequest(), timeout_s))
 
+    def usage(self, period: str = "", *, timeout_s: float | None = None) -> Usage:
+        """Return what the account used in a month like `2026-11`, by default this one.
+
+        Raises LimnerError.
+        """
+        method = account_pb2_grpc.AccountServiceStub(self._channel).GetUsage
+        request = account_pb2.GetUsageRequest(period=period)
+        return read_usage(self._call(method, request, timeout_s).usage)
+
+    def watch_usage(
+        self, *, interval_s: float | None = None, timeout_s: float | None = None
+    ) -> Iterator[Usage]:
+        """Yield what the account uses this month, at once and whenever it changes.
+
+        The server looks every `interval_s` seconds, 1 to 3600, by default 5. Goes on until the
+        iterator is closed or the call fails: raises LimnerError.
+        """
+        method = account_pb2_grpc.AccountServiceStub(self._channel).WatchUsage
+        call = method(
+            watch_request(interval_s),
+            timeout=self._attempts(timeout_s).remaining_s(),
+            metadata=self._metadata,
+        )
+        try:
+            for response in call:
+                yield read_usage(response.usage)
+        except grpc.RpcError as failure:
+            raise decode_error(failure) from failure
+        finally:
+            call.cancel()
+
+    @property
+    def admin(self) -> Admin:
+        """Accounts, keys and tiers of a gateway; needs a key with the scope `admin`."""
+        return Admin(self._channel, self._call)
+
     def close(self) -> None:
         """Close the connection and cancel what still runs on it."""
         self._channel.close()
@@ -189,15 +206,20 @@ class Client:
         self,
         method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
         request: _Request,
-        timeout_s: float | None,
+        timeout_s: float | None = None,
+        *,
+        repeatable: bool = True,
     ) -> _Response:
+        """Make a call, and make it again while that is safe; never when it is not `repeatable`."""
         attempts = self._attempts(timeout_s)
         while True:
             try:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.RpcError as failure:
-                delay_s = attempts.delay_s(decode_error(failure), answered=False)
-                time.sleep(delay_s)
+                error = decode_error(failure)
+                if not repeatable:
+                    raise error from failure
+                time.sleep(attempts.delay_s(error, answered=False))
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)

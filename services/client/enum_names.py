@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from limner.v1 import artifact_pb2, generation_pb2, model_pb2
+from limner.v1 import account_pb2, admin_pb2, artifact_pb2, generation_pb2, model_pb2
 
 
 class EnumNames:
@@ -44,4 +44,7 @@ class EnumNames:
 
 SAMPLERS = EnumNames(generation_pb2.Sampler.DESCRIPTOR, what="sampler")
 IMAGE_FORMATS = EnumNames(artifact_pb2.ImageFormat.DESCRIPTOR, what="output format")
+PICTURE_KINDS = EnumNames(model_pb2.PictureKind.DESCRIPTOR, what="kind of picture")
 TASKS = EnumNames(model_pb2.Task.DESCRIPTOR, what="task")
+SCOPES = EnumNames(account_pb2.Scope.DESCRIPTOR, what="scope")
+KEY_STATES = EnumNames(admin_pb2.Key.State.DESCRIPTOR, what="state of a key")

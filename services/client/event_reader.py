@@ -1,4 +1,4 @@
-"""Turns the responses of a stream into events, joins chunks and checks the contract.
+"""Turns the responses of a generation into events and checks the contract.
 
 No input or output happens here: both clients feed it what they receive.
 """
@@ -6,12 +6,11 @@ No input or output happens here: both clients feed it what they receive.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-import grpc
-
-from limner.v1 import artifact_pb2, generation_pb2
+from limner.v1 import generation_pb2
+from services.client.artifacts import ArtifactJoiner, JoinedArtifact
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
-from services.client.errors import Failure, IncompleteStream
 from services.client.events import (
     Accepted,
     Event,
@@ -23,23 +22,38 @@ from services.client.events import (
     Queued,
 )
 
+_Response_contra = TypeVar("_Response_contra", contravariant=True)
+_Event_co = TypeVar("_Event_co", covariant=True)
 
-class EventReader:
+
+class Reader(Protocol[_Response_contra, _Event_co]):
     """Reads the responses of one stream, in order."""
 
-    def __init__(self) -> None:
-        self._accepted: Accepted | None = None
-        self._partial: _PartialImage | None = None
-        self._finished: set[int] = set()
-
-    def read(self, response: generation_pb2.GenerateImageResponse) -> Event | None:
+    def read(self, response: _Response_contra, /) -> _Event_co | None:
         """Return the event of a response; None when it completes none or is not known here.
 
         Raises IncompleteStream when the response breaks the contract.
         """
+        ...
+
+    def finish(self) -> None:
+        """Raise IncompleteStream unless the stream delivered everything."""
+        ...
+
+
+class EventReader:
+    """Reads the responses of one generation; see `Reader`."""
+
+    def __init__(self) -> None:
+        self._accepted: Accepted | None = None
+        self._artifacts = ArtifactJoiner()
+
+    def read(self, response: generation_pb2.GenerateImageResponse, /) -> Event | None:
+        """Return the event of a response; see `Reader.read`."""
         match response.WhichOneof("event"):
             case "accepted":
                 self._accepted = _accepted(response.accepted)
+                self._artifacts.request_id = self._accepted.request_id
                 return self._accepted
             case "queued":
                 return Queued(position=response.queued.position)
@@ -48,44 +62,20 @@ class EventReader:
             case "preview":
                 return _preview(response.preview)
             case "artifact":
-                return self._add_chunk(response.artifact)
+                joined = self._artifacts.add(response.artifact)
+                return _image(joined) if joined else None
             case _:
                 return None
 
     def finish(self) -> None:
         """Raise IncompleteStream unless the stream delivered every picture."""
         if self._accepted is None:
-            raise self._broken("it ended before the request was accepted")
-        missing = self._accepted.sample_count - len(self._finished)
+            raise self._artifacts.broken("it ended before the request was accepted")
+        missing = self._accepted.sample_count - self._artifacts.finished_count
         if missing > 0:
-            raise self._broken(f"{missing} of {self._accepted.sample_count} pictures are missing")
-
-    def _add_chunk(self, chunk: artifact_pb2.ArtifactChunk) -> GeneratedImage | None:
-        if self._partial is None:
-            if not chunk.HasField("info") or chunk.index in self._finished:
-                raise self._broken(f"picture {chunk.index} does not begin with its description")
-            self._partial = _PartialImage(chunk)
-        elif chunk.index != self._partial.index or chunk.HasField("info"):
-            raise self._broken(f"picture {chunk.index} cuts into {self._partial.index}")
-        self._partial.data += chunk.data
-        expected = self._partial.info.size_bytes
-        size = len(self._partial.data)
-        if size > expected or (chunk.last and size != expected):
-            raise self._broken(f"picture {chunk.index} has {size} of {expected} bytes")
-        if not chunk.last:
-            return None
-        image, self._partial = self._partial.image(), None
-        self._finished.add(image.index)
-        return image
-
-    def _broken(self, why: str) -> IncompleteStream:
-        return IncompleteStream(
-            Failure(
-                code=grpc.StatusCode.INTERNAL,
-                message=f"the server's stream is incomplete: {why}",
-                request_id=self._accepted.request_id if self._accepted else "",
+            raise self._artifacts.broken(
+                f"{missing} of {self._accepted.sample_count} pictures are missing"
             )
-        )
 
 
 class ResultCollector:
@@ -113,23 +103,16 @@ class ResultCollector:
         return GenerationResult(accepted=self._accepted, images=images)
 
 
-class _PartialImage:
-    """A picture of which some chunks are here."""
-
-    def __init__(self, first: artifact_pb2.ArtifactChunk) -> None:
-        self.index = first.index
-        self.info = first.info
-        self.data = bytearray()
-
-    def image(self) -> GeneratedImage:
-        return GeneratedImage(
-            index=self.index,
-            data=bytes(self.data),
-            mime_type=self.info.mime_type,
-            seed=self.info.seed if self.info.HasField("seed") else None,
-            width=self.info.width,
-            height=self.info.height,
-        )
+def _image(joined: JoinedArtifact) -> GeneratedImage:
+    info = joined.info
+    return GeneratedImage(
+        index=joined.index,
+        data=joined.data,
+        mime_type=info.mime_type,
+        seed=info.seed if info.HasField("seed") else None,
+        width=info.width,
+        height=info.height,
+    )
 
 
 def _accepted(message: generation_pb2.Accepted) -> Accepted:

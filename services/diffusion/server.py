@@ -16,12 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from services.diffusion.batching import Batcher, BatcherLimits
 from services.diffusion.catalog import ModelCatalog
-from services.diffusion.families.loading import load_model, settle_torch_threads
+from services.diffusion.families.loading import load_model
 from services.diffusion.generation import ImageGeneration
 from services.diffusion.metrics import DiffusionMetrics
 from services.diffusion.model import LoadedModel, ModelSpec
 from services.diffusion.servicer import grpc_services
 from services.diffusion.settings import DiffusionSettings
+from services.graphs.threads import settle_torch_threads
 from services.imaging.encoding import ImageEncoder
 from services.runtime.device_worker import DeviceWorker
 from services.runtime.errors import UnavailableError
@@ -65,6 +66,8 @@ class DiffusionServer:
             grpc_services(generation, self._catalog),
             grace_s=settings.grace_s,
             registry=registry,
+            credentials=settings.server_credentials(),
+            health_address=settings.health_address,
         )
         self.port = 0
         """Where it listens, once started."""

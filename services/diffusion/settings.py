@@ -10,7 +10,8 @@ from pydantic_settings import SettingsConfigDict
 
 from services.diffusion.model import ModelSpec
 from services.graphs.graph import DeviceName, RuntimeName
-from services.runtime.settings import Address, CommaSeparated, Settings
+from services.runtime.settings import Address, CommaSeparated
+from services.runtime.tls import ServerTlsSettings
 
 
 def _check_model(entry: str) -> str:
@@ -37,13 +38,15 @@ ModelEntry = Annotated[str, AfterValidator(_check_model)]
 """name=folder or name=hub id."""
 
 
-class DiffusionSettings(Settings):
+class DiffusionSettings(ServerTlsSettings):
     """What `python -m services.diffusion` needs."""
 
     model_config = SettingsConfigDict(env_prefix="LIMNER_DIFFUSION_")
 
     address: Address = Address("127.0.0.1:50061")
     metrics_address: Address = Address("127.0.0.1:9465")
+    health_address: Address | None = None
+    """For health checks in plain text, where the address itself speaks TLS; absent: none."""
     models: Annotated[CommaSeparated[ModelEntry], AfterValidator(_check_names)] = Field(
         default=("limner-emoji=models/limner-emoji",), min_length=1
     )

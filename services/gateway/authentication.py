@@ -2,7 +2,7 @@
 
 `Authenticator.identify` is what the runtime's interceptor asks before any handler runs. Whatever a
 client claims in `x-limner-*` metadata is not looked at. Neither keys nor digests reach a log or an
-error message.
+error message. What a key may do is checked by the handlers, with `Caller.require`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from services.gateway.key_format import digest_key, is_well_formed
 from services.gateway.key_store import KeyRecord
 from services.gateway.metrics import NO_TIER, GatewayMetrics
+from services.gateway.outage import refused_as_unavailable
+from services.gateway.scopes import Scope
+from services.gateway.tiers import TierCatalog, UnknownTierError
 from services.runtime.context import Identity, Metadata
-from services.runtime.errors import UnauthenticatedError, UnavailableError
+from services.runtime.errors import PermissionDeniedError, UnauthenticatedError
 
 _SCHEME = "bearer"
 
@@ -29,8 +30,18 @@ class Caller:
     """Whose key a call was made with."""
 
     account: str
+    tier_name: str
+    """The account's; the tier file may have lost it since."""
     key_id: str
     key_created: datetime
+    scopes: frozenset[Scope]
+
+    def require(self, scope: Scope) -> None:
+        """Raises PermissionDeniedError unless the key has this scope."""
+        if scope not in self.scopes:
+            raise PermissionDeniedError(
+                f"the API key {self.key_id} lacks the scope {scope!r}", reason="SCOPE_MISSING"
+            )
 
 
 _CALLER: ContextVar[Caller] = ContextVar("limner_caller")
@@ -49,37 +60,48 @@ class KeyFinder(Protocol):
 
 
 class Authenticator:
-    """Checks API keys against `keys`, whose digests were made under `pepper`."""
+    """Checks API keys against `keys`, whose digests were made under `pepper`.
+
+    `on_use` hears the id of each key that opens the door.
+    """
 
     def __init__(
         self,
         keys: KeyFinder,
         *,
         pepper: bytes,
+        tiers: TierCatalog,
         metrics: GatewayMetrics,
+        on_use: Callable[[str, datetime], None] = lambda key_id, at: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._keys = keys
         self._pepper = pepper
+        self._tiers = tiers
+        self._on_use = on_use
         self._metrics = metrics
         self._now = now
 
     async def identify(self, metadata: Metadata) -> Identity:
         """Tells who calls and remembers it for `current_caller` in this task.
 
-        Raises UnauthenticatedError saying what is wrong with the key, UnavailableError when the
-        database does not answer.
+        Raises UnauthenticatedError saying what is wrong with the key, PermissionDeniedError when
+        the account is suspended, UnavailableError when the database does not answer.
         """
         try:
-            caller = await self._authenticate(metadata)
-        except UnauthenticatedError:
+            async with refused_as_unavailable(self._metrics, "keys cannot be checked now"):
+                caller = await self._authenticate(metadata)
+        except (UnauthenticatedError, PermissionDeniedError):
             self._metrics.admissions.labels(NO_TIER, "", "auth").inc()
             raise
-        except (SQLAlchemyError, OSError) as error:  # asyncpg refuses with the latter
-            self._metrics.store_errors.inc()
-            raise UnavailableError("keys cannot be checked now", reason="NOT_READY") from error
         _CALLER.set(caller)
-        return Identity(account=caller.account)
+        return Identity(account=caller.account, priority=self._priority(caller))
+
+    def _priority(self, caller: Caller) -> int:
+        try:
+            return self._tiers.get(caller.tier_name).priority
+        except UnknownTierError:
+            return 0  # admission refuses what needs a tier
 
     async def _authenticate(self, metadata: Metadata) -> Caller:
         text = _bearer_token(metadata)
@@ -90,12 +112,23 @@ class Authenticator:
         record = await self._keys.find_key(digest_key(text, self._pepper))
         if record is None:
             raise UnauthenticatedError("the API key is unknown", reason="KEY_UNKNOWN")
-        state = record.state(self._now())
+        now = self._now()
+        state = record.state(now)
         if state == "revoked":
             raise UnauthenticatedError("the API key was revoked", reason="KEY_REVOKED")
         if state == "expired":
             raise UnauthenticatedError("the API key has expired", reason="KEY_EXPIRED")
-        return Caller(account=record.account, key_id=record.key_id, key_created=record.created)
+        if record.suspended_at is not None:
+            message = f"the account {record.account} is suspended"
+            raise PermissionDeniedError(message, reason="ACCOUNT_SUSPENDED")
+        self._on_use(record.key_id, now)
+        return Caller(
+            account=record.account,
+            tier_name=record.tier,
+            key_id=record.key_id,
+            key_created=record.created,
+            scopes=record.scopes,
+        )
 
 
 def _bearer_token(metadata: Metadata) -> str:

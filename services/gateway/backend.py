@@ -20,16 +20,17 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
-from limner.v1 import generation_pb2, model_pb2, model_pb2_grpc
+from limner.v1 import model_pb2, model_pb2_grpc
+from services.runtime.settings import Address
+from services.runtime.tls import ClientTls
 
-GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
-
+_DEFAULT_TASKS: frozenset[int] = frozenset({model_pb2.TASK_TEXT_TO_IMAGE})
 _STREAM_WINDOW_BYTES = 512 * 1024
 _LIST_MODELS_TIMEOUT_S = 5.0
 _MIN_RETRY_DELAY_S = 0.1
 _MAX_RETRY_DELAY_S = 2.0
 
-_Relayed: TypeAlias = grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+Relayed: TypeAlias = grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
 _WatchHealth: TypeAlias = grpc.aio.UnaryStreamMultiCallable[
     health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
 ]
@@ -48,8 +49,18 @@ class LinkOptions:
     keepalive_time_s: float = 10.0
     keepalive_timeout_s: float = 10.0
     models_refresh_s: float = 30.0
+    tls: ClientTls | None = None
+    """None: plain text."""
 
-    def channel_options(self) -> Sequence[tuple[str, int]]:
+    def open_channel(self, address: str, host: str) -> grpc.aio.Channel:
+        """A channel to `address`, whose certificate must be for `host`. Raises TlsFileError."""
+        options = self.channel_options()
+        if self.tls is None:
+            return grpc.aio.insecure_channel(address, options)
+        options = (*options, ("grpc.ssl_target_name_override", host))
+        return grpc.aio.secure_channel(address, self.tls.credentials(), options)
+
+    def channel_options(self) -> Sequence[tuple[str, int | str]]:
         """As gRPC channel arguments."""
         return (
             ("grpc.keepalive_time_ms", round(self.keepalive_time_s * 1000)),
@@ -78,27 +89,37 @@ class ServedModel:
     revision: str
     listing: model_pb2.Model
 
+    @property
+    def tasks(self) -> frozenset[int]:
+        """What it can be asked for; a listing that does not say so means text to image."""
+        return frozenset(self.listing.tasks) or _DEFAULT_TASKS
+
 
 class Backend:
-    """A backend at `address` (host:port). `watch` keeps it up to date until cancelled."""
+    """A backend at `address` (host:port). `watch` keeps it up to date until cancelled.
+
+    `host` is the name in its certificate, where that is not the host of its address.
+    """
 
     def __init__(
-        self, address: str, options: LinkOptions, *, on_change: Callable[[], None] = lambda: None
+        self,
+        address: str,
+        options: LinkOptions,
+        *,
+        host: str | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = address
         self._options = options
         self._on_change = on_change
-        self._channel = grpc.aio.insecure_channel(address, options.channel_options())
+        self._channel = options.open_channel(address, host or Address(address).host)
         self._watch_health: _WatchHealth = self._channel.unary_stream(
             "/grpc.health.v1.Health/Watch",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         self._model_service = model_pb2_grpc.ModelServiceStub(self._channel)
-        # No serializers: messages pass as bytes.
-        self.generate_image: _Relayed = self._channel.unary_stream(
-            f"/{GENERATION_SERVICE}/GenerateImage"
-        )
+        self._streams: dict[str, Relayed] = {}
         self._models: Mapping[str, ServedModel] = MappingProxyType({})
         self._serving = False
         self._in_flight = 0
@@ -114,6 +135,13 @@ class Backend:
     def models(self) -> Mapping[str, ServedModel]:
         """By name, as last listed; kept while the backend is away, empty before the first time."""
         return self._models
+
+    def stream(self, path: str) -> Relayed:
+        """The streaming method at `path` (`/package.Service/Method`), bytes in and bytes out."""
+        relayed = self._streams.get(path)
+        if relayed is None:
+            relayed = self._streams[path] = self._channel.unary_stream(path)
+        return relayed
 
     @property
     def in_flight(self) -> int:
@@ -147,7 +175,7 @@ class Backend:
         await self._channel.close()
 
     async def _follow_health(self) -> None:
-        request = health_pb2.HealthCheckRequest(service=GENERATION_SERVICE)
+        request = health_pb2.HealthCheckRequest()  # of the server as a whole, whatever it offers
         delays = _retry_delays()
         while True:
             updates = self._watch_health(request)

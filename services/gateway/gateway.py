@@ -6,30 +6,46 @@ Called by `__main__` and by tests. Everything it needs is passed in; it reads no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from limner.v1 import account_pb2, model_pb2
-from services.gateway.admission import Admission, MeteredAdmission, OpenAdmission
+from limner.v1 import account_pb2, admin_pb2, model_pb2
+from services.gateway.account_servicer import AccountServicer
+from services.gateway.account_store import AccountStore
+from services.gateway.admin_servicer import AdminServicer
+from services.gateway.admission import Admission, AdmissionControl
+from services.gateway.admission.memory_store import InMemoryStore
+from services.gateway.admission.redis_store import RedisStore
+from services.gateway.announcement import LimitAnnouncer
+from services.gateway.audit import AuditLog
 from services.gateway.authentication import Authenticator
-from services.gateway.backend import GENERATION_SERVICE, LinkOptions
-from services.gateway.directory_servicers import AccountServicer, ModelServicer
-from services.gateway.generation_servicer import GenerationServicer
+from services.gateway.backend import LinkOptions
+from services.gateway.changes import ChangeCounter
+from services.gateway.generation_method import GenerationMethod
 from services.gateway.key_cache import KeyCache
 from services.gateway.key_store import KeyStore
+from services.gateway.key_uses import KeyUses
+from services.gateway.ledger import Ledger
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.model_servicer import ModelServicer
 from services.gateway.pool import BackendPool
+from services.gateway.pricing import DEFAULT_PRICES
+from services.gateway.relay_servicer import RelayServicer
+from services.gateway.relayed_method import RelayedMethod
+from services.gateway.schema import migrate
 from services.gateway.settings import GatewaySettings
-from services.gateway.tables import metadata
+from services.gateway.tiers import TierCatalog
+from services.gateway.upscale_method import UpscaleMethod
 from services.runtime.server import GrpcServer, Service
-from services.storage.database import create_schema, open_engine
+from services.storage.database import open_engine
 
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 ACCOUNT_SERVICE = account_pb2.DESCRIPTOR.services_by_name["AccountService"].full_name
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +55,6 @@ class Gateway:
     server: GrpcServer
     port: int
     pool: BackendPool
-    keys: KeyCache
 
 
 @asynccontextmanager
@@ -54,17 +69,18 @@ async def open_gateway(
 
     Health is SERVING when the database is open; that of the services that need a backend follows
     the backends. Raises ValueError for a bad database URL, SQLAlchemyError when the database cannot
-    be opened, OSError or RuntimeError when the address is taken.
+    be opened, OSError or RuntimeError when the address is taken or a certificate cannot be used.
     """
     engine = open_engine(settings.database_url.get_secret_value())
     try:
-        await create_schema(engine, metadata)
+        await migrate(engine)
         async with _serving(
             settings,
             engine=engine,
             registry=registry,
-            admission=admission or OpenAdmission(),
-            options=options or LinkOptions(keepalive_time_s=settings.keepalive_time_s),
+            admission=admission,
+            options=options
+            or LinkOptions(keepalive_time_s=settings.keepalive_time_s, tls=settings.backend_tls()),
         ) as gateway:
             yield gateway
     finally:
@@ -77,12 +93,14 @@ async def _serving(
     *,
     engine: AsyncEngine,
     registry: CollectorRegistry,
-    admission: Admission,
+    admission: Admission | None,
     options: LinkOptions,
 ) -> AsyncIterator[Gateway]:
-    changed = asyncio.Event()
+    changed, draining = asyncio.Event(), asyncio.Event()
     metrics = GatewayMetrics(registry)
-    keys = KeyCache(KeyStore(engine=engine))
+    store = KeyStore(engine=engine)
+    counter, uses = ChangeCounter(engine), KeyUses(store)
+    tiers = TierCatalog(settings.tiers_file, on_failure=metrics.tier_file_errors.inc)
     pool = BackendPool(
         settings.backends,
         default_model=settings.default_model,
@@ -90,42 +108,102 @@ async def _serving(
         on_change=changed.set,
     )
     pepper = settings.key_pepper.get_secret_value().encode()
+    ledger = Ledger(engine=engine)
+    control = _admission_control(settings, ledger, metrics)
+    door = admission or control
+    methods: list[RelayedMethod] = [
+        GenerationMethod(DEFAULT_PRICES),
+        UpscaleMethod(DEFAULT_PRICES),
+    ]
+    relays = [
+        RelayServicer(method, pool, admission=door, tiers=tiers, metrics=metrics)
+        for method in methods
+    ]
+    announcer = LimitAnnouncer(admission=door, tiers=tiers)
+    account = AccountServicer(
+        ledger, tiers, announcer=announcer, metrics=metrics, draining=draining
+    )
+
+    async def heed_change(account: str) -> None:
+        await counter.note_own()
+        await door.reconcile(account)
+
+    admin = AdminServicer(
+        accounts=AccountStore(engine=engine),
+        keys=store,
+        ledger=ledger,
+        audit=AuditLog(engine=engine),
+        tiers=tiers,
+        pepper=pepper,
+        metrics=metrics,
+        on_change=heed_change,
+    )
     server = GrpcServer(
         settings.address,
-        _services(pool, MeteredAdmission(admission, metrics), metrics),
+        (
+            *(Service(name=relay.service, register=relay.register) for relay in relays),
+            Service(name=MODEL_SERVICE, register=ModelServicer(pool, announcer=announcer).register),
+            Service(name=ACCOUNT_SERVICE, register=account.register),
+            Service(name=ADMIN_SERVICE, register=admin.register),
+        ),
+        draining=draining,
+        credentials=settings.server_credentials(),
+        health_address=settings.health_address,
         grace_s=settings.grace_s,
-        identify=Authenticator(keys, pepper=pepper, metrics=metrics).identify,
+        identify=Authenticator(
+            KeyCache(store, counter),
+            pepper=pepper,
+            tiers=tiers,
+            metrics=metrics,
+            on_use=uses.note,
+        ).identify,
         registry=registry,
     )
     port = await server.start()
     async with asyncio.TaskGroup() as group:
         following = group.create_task(pool.run())
-        reporting = group.create_task(_report_health(server, pool, changed))
+        reporting = group.create_task(_report_health(server, pool, changed, methods))
+        looking = [group.create_task(each.run()) for each in (counter, uses, control)]
+        looking.append(group.create_task(tiers.follow()))
         try:
-            yield Gateway(server=server, port=port, pool=pool, keys=keys)
+            yield Gateway(server=server, port=port, pool=pool)
         finally:
             reporting.cancel()
             await server.drain()
-            following.cancel()
+            for task in (following, *looking):
+                task.cancel()
+            await uses.flush()
+            await control.close()
 
 
-def _services(
-    pool: BackendPool, admission: Admission, metrics: GatewayMetrics
-) -> tuple[Service, ...]:
-    generation = GenerationServicer(pool, admission=admission, metrics=metrics)
-    return (
-        Service(name=GENERATION_SERVICE, register=generation.register),
-        Service(name=MODEL_SERVICE, register=ModelServicer(pool).register),
-        Service(name=ACCOUNT_SERVICE, register=AccountServicer().register),
+def _admission_control(
+    settings: GatewaySettings, ledger: Ledger, metrics: GatewayMetrics
+) -> AdmissionControl:
+    """Limits shared through Redis where there is one, in memory otherwise."""
+    url = settings.redis_url
+    return AdmissionControl(
+        InMemoryStore() if url is None else RedisStore(url.get_secret_value()),
+        ledger,
+        metrics=metrics,
+        replica_count=settings.replica_count,
+        lease_s=settings.lease_s,
+        reconcile_interval_s=settings.reconcile_interval_s,
     )
 
 
-async def _report_health(server: GrpcServer, pool: BackendPool, changed: asyncio.Event) -> None:
+async def _report_health(
+    server: GrpcServer,
+    pool: BackendPool,
+    changed: asyncio.Event,
+    methods: Sequence[RelayedMethod],
+) -> None:
     """Lets the health of the services follow the backends until cancelled."""
     server.set_serving(True, "")
     server.set_serving(True, ACCOUNT_SERVICE)
+    server.set_serving(True, ADMIN_SERVICE)
     while True:
         changed.clear()
-        server.set_serving(pool.serving, GENERATION_SERVICE)
+        for method in methods:
+            server.set_serving(pool.serves(method.tasks), method.service)
         server.set_serving(pool.serving, MODEL_SERVICE)
         await changed.wait()

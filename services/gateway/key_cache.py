@@ -1,8 +1,9 @@
-"""A short memory of look-ups in front of the key store.
+"""A memory of look-ups in front of the key store.
 
-Called by the authenticator. Found and unknown digests are remembered apart, so that a flood of
-guesses cannot push real keys out. A revocation made through this object counts at once; one made by
-another process counts when the memory has passed, after `ttl_s` at most.
+Called by the authenticator. A found key is remembered only for as long as the change counter
+vouches that no key was shut out since it was read (`services.gateway.changes`); unknown digests are
+forgotten by time, as a key may be created under them. The two are remembered apart, so that a flood
+of guesses cannot push real keys out.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from services.gateway.changes import ChangeFeed
 from services.gateway.key_store import KeyRecord
 
-MAX_TTL_S = 2.0
+_FOUND_TTL_S = 60.0
+_UNKNOWN_TTL_S = 2.0
 
 _Value = TypeVar("_Value")
 
@@ -24,55 +27,42 @@ class KeyLookup(Protocol):
     async def find_key(self, digest: bytes) -> KeyRecord | None:
         """The key with this digest, or None."""
 
-    async def revoke_key(self, key_id: str) -> KeyRecord:
-        """Revokes a key for good."""
-
 
 class KeyCache:
-    """Remembers look-ups for `ttl_s` seconds, at most `capacity` found and as many unknown ones."""
+    """Remembers at most `capacity` found keys and as many unknown digests."""
 
     def __init__(
         self,
         store: KeyLookup,
+        changes: ChangeFeed,
         *,
-        ttl_s: float = MAX_TTL_S,
         capacity: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not 0 <= ttl_s <= MAX_TTL_S:
-            raise ValueError(f"a key may be remembered for {MAX_TTL_S} s at most, not {ttl_s}")
         self._store = store
+        self._changes = changes
         self._clock = clock
-        self._found = _Memory[KeyRecord](ttl_s, capacity)
-        self._unknown = _Memory[None](ttl_s, capacity)
-        self._revocation_count = 0
+        self._found = _Memory[tuple[KeyRecord, int]](_FOUND_TTL_S, capacity)
+        self._unknown = _Memory[int](_UNKNOWN_TTL_S, capacity)
 
     async def find_key(self, digest: bytes) -> KeyRecord | None:
-        """The key with this digest as it was in the store at most `ttl_s` ago, or None."""
+        """The key with this digest, or None; errors as the store raises them.
+
+        A key that another replica shut out is seen as it is now, within two seconds.
+        """
         now = self._clock()
-        found = self._found.get(digest, now)
-        if found is not None:
-            return found[0]
+        generation = self._changes.generation()
+        remembered = self._found.get(digest, now)
+        if remembered is not None and remembered[1] == generation:
+            return remembered[0]
         if self._unknown.get(digest, now) is not None:
             return None
-        return await self._look_up(digest, now)
-
-    async def revoke_key(self, key_id: str) -> KeyRecord:
-        """Revokes in the store and forgets the key here. Errors as the store raises them."""
-        revoked = await self._store.revoke_key(key_id)
-        self._revocation_count += 1
-        self._found.discard(revoked.digest)
-        return revoked
-
-    async def _look_up(self, digest: bytes, started: float) -> KeyRecord | None:
-        revocation_count = self._revocation_count
         record = await self._store.find_key(digest)
-        if revocation_count != self._revocation_count:
-            return record  # may have been read before the revocation: not to be remembered
         if record is None:
-            self._unknown.put(digest, None, started)
-        else:
-            self._found.put(digest, record, started)
+            self._unknown.put(digest, 0, now)
+        elif generation is not None:
+            # Of before the read: a change that came in between makes the entry worthless.
+            self._found.put(digest, (record, generation), now)
         return record
 
 
@@ -84,17 +74,14 @@ class _Memory(Generic[_Value]):
         self._capacity = capacity
         self._entries: dict[bytes, tuple[_Value, float]] = {}
 
-    def get(self, digest: bytes, now: float) -> tuple[_Value] | None:
+    def get(self, digest: bytes, now: float) -> _Value | None:
         entry = self._entries.get(digest)
         if entry is None or now - entry[1] >= self._ttl_s:
             return None
-        return (entry[0],)
+        return entry[0]
 
     def put(self, digest: bytes, value: _Value, read_at: float) -> None:
-        self.discard(digest)
+        self._entries.pop(digest, None)
         while len(self._entries) >= self._capacity:
             del self._entries[next(iter(self._entries))]
         self._entries[digest] = (value, read_at)
-
-    def discard(self, digest: bytes) -> None:
-        self._entries.pop(digest, None)

@@ -6,10 +6,20 @@ account or a prompt.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 NO_TIER = ""
 """Label of decisions about which no tier has a say: a rejected key, or no tiers at all."""
+
+
+Decided = Literal[
+    "allowed", "rate", "concurrency", "quota", "auth", "degraded", "shadow", "duplicate"
+]
+CreditEvent = Literal["reserved", "settled", "refunded", "expired"]
+
+_MILLICREDITS_PER_CREDIT = 1000
 
 
 class GatewayMetrics:
@@ -18,7 +28,9 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.admissions = Counter(
             "gateway_admissions_total",
-            "Decisions on requests. `auth`: the key was rejected, before a service was looked at.",
+            "Decisions on requests. `auth`: the key was rejected, before a service was looked at. "
+            "`quota`: of requests or credits. `shadow`: let in though a limit was reached. "
+            "`degraded`: let in or refused without the store or the ledger.",
             ["tier", "service", "decision"],
             registry=registry,
         )
@@ -31,8 +43,47 @@ class GatewayMetrics:
         self.inflight = Gauge(
             "gateway_inflight", "Streams being relayed from a backend.", registry=registry
         )
-        self.store_errors = Counter(
-            "gateway_store_errors_total",
-            "Look-ups that failed because the database did.",
+        self.tier_file_errors = Counter(
+            "gateway_tier_file_errors_total",
+            "Versions of the tier file that were refused; the last good one stayed.",
             registry=registry,
         )
+        self.store_errors = Counter(
+            "gateway_store_errors_total",
+            "Calls of the database or of the admission store that failed.",
+            registry=registry,
+        )
+        self.degraded = Gauge(
+            "gateway_degraded",
+            "1 while the admission store or the ledger does not answer.",
+            ["dependency"],
+            registry=registry,
+        )
+        for dependency in ("store", "ledger"):
+            self.degraded.labels(dependency).set(0)
+        self.credits = Counter(
+            "gateway_credits_total",
+            "Credits reserved at admission, and what became of them.",
+            ["event"],
+            registry=registry,
+        )
+        self.leases_expired = Counter(
+            "gateway_leases_expired_total",
+            "Requests whose gateway vanished before they ended.",
+            registry=registry,
+        )
+        self.near_limit = Counter(
+            "gateway_near_limit_total",
+            "Requests let in that left less than a tenth of a limit.",
+            ["tier", "limit"],
+            registry=registry,
+        )
+        self.balance_corrections = Counter(
+            "gateway_balance_corrections_total",
+            "Balances in the admission store that differed from the ledger.",
+            registry=registry,
+        )
+
+    def count_credits(self, event: CreditEvent, millicredits: int) -> None:
+        """Counts an amount."""
+        self.credits.labels(event).inc(millicredits / _MILLICREDITS_PER_CREDIT)

@@ -21,6 +21,7 @@ from services.runtime.errors import (
     ModelNotFoundError,
     UnavailableError,
 )
+from services.runtime.settings import Address
 
 DNS_SCHEME = "dns:///"
 _RESOLVE_INTERVAL_S = 10.0
@@ -67,6 +68,15 @@ class BackendPool:
         """Whether any backend serves."""
         return any(backend.serving for backend in self.backends)
 
+    def serves(self, tasks: Collection[int]) -> bool:
+        """Whether any backend that serves has a model for one of `tasks`."""
+        return any(
+            not model.tasks.isdisjoint(tasks)
+            for backend in self.backends
+            if backend.serving
+            for model in backend.models.values()
+        )
+
     async def run(self) -> None:
         """Follows all backends until cancelled, then closes them."""
         async with asyncio.TaskGroup() as group:
@@ -77,18 +87,30 @@ class BackendPool:
                 else:
                     group.create_task(self._follow_backend(target, asyncio.Event()))
 
-    def resolve_model(self, name: str) -> str:
-        """The model that a request means; an empty name is the default or the only one.
+    def find_model(self, name: str, tasks: Collection[int]) -> ServedModel:
+        """The model for one of `tasks` that a request means, as one of its backends lists it.
 
+        An empty name is the default model, where it does any of `tasks`, or the only one that does,
+        or the only one that its backend calls its default.
         Raises ModelNotFoundError naming what exists, InvalidRequestError when a name is needed,
-        UnavailableError (NOT_READY) when no backend has ever told its models.
+        UnavailableError (NOT_READY) when no backend has ever told of such a model.
         """
-        known = sorted({model for backend in self.backends for model in backend.models})
+        models = {
+            model.name: model
+            for backend in self.backends
+            for model in backend.models.values()
+            if not model.tasks.isdisjoint(tasks)
+        }
+        known = sorted(models)
         if not known:
             raise UnavailableError("no backend has been reached yet", reason="NOT_READY")
-        name = name or self._default_model
+        if not name and (self._default_model in models or not self._default_does_another_task()):
+            name = self._default_model
         if not name and len(known) == 1:
-            return known[0]
+            return models[known[0]]
+        defaults = [model for model in models.values() if model.listing.is_default]
+        if not name and len(defaults) == 1:
+            return defaults[0]
         if not name:
             text = f"several models exist, name one of: {', '.join(known)}"
             raise InvalidRequestError(
@@ -96,7 +118,7 @@ class BackendPool:
             )
         if name not in known:
             raise ModelNotFoundError(name, known)
-        return name
+        return models[name]
 
     def choose(self, model: str, *, excluded: Collection[Backend] = ()) -> Backend:
         """The least busy backend that serves `model`. Raises UnavailableError (NO_BACKEND)."""
@@ -126,9 +148,17 @@ class BackendPool:
         offers = _offers(serving)
         return [_prevailing(offers[name]) for name in sorted(offers)]
 
-    async def _follow_backend(self, address: str, gone: asyncio.Event) -> None:
-        """Follows a backend until it is `gone`, then lets its last streams end."""
-        backend = Backend(address, self._options, on_change=self._backend_changed)
+    def _default_does_another_task(self) -> bool:
+        return any(self._default_model in backend.models for backend in self.backends)
+
+    async def _follow_backend(
+        self, address: str, gone: asyncio.Event, host: str | None = None
+    ) -> None:
+        """Follows a backend until it is `gone`, then lets its last streams end.
+
+        `host` is the name that `address` was found under.
+        """
+        backend = Backend(address, self._options, host=host, on_change=self._backend_changed)
         self._backends[address] = backend
         try:
             async with asyncio.TaskGroup() as group:
@@ -143,13 +173,14 @@ class BackendPool:
 
     async def _follow_name(self, name: str) -> None:
         """Follows a backend at each address of `name`, now and later."""
+        host = Address(name).host
         followed: dict[str, asyncio.Event] = {}
         async with asyncio.TaskGroup() as group:
             while True:
                 addresses = await self._resolve(name)
                 for address in addresses - followed.keys():
                     followed[address] = asyncio.Event()
-                    group.create_task(self._follow_backend(address, followed[address]))
+                    group.create_task(self._follow_backend(address, followed[address], host))
                 if addresses:  # an empty answer says more of the name server than of the backends
                     for address in followed.keys() - addresses:
                         followed.pop(address).set()

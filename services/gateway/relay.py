@@ -1,15 +1,15 @@
 """Relays one event stream from a backend, as bytes and one event at a time.
 
-Called by the generation servicer once the request is admitted. It chooses the backend, hands on the
+Called by `relay_servicer` once the request is admitted. It chooses the backend, hands on the
 remaining deadline and the request's identity, and cancels the backend's call when its reader goes.
-It looks into no event and keeps none.
+It looks into no event, keeps none, and knows no service.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 import grpc.aio
@@ -33,20 +33,29 @@ _log = logging.getLogger(__name__)
 
 
 async def relay_events(
-    pool: BackendPool, model: str, payload: bytes, request: RequestContext
+    pool: BackendPool,
+    path: str,
+    *,
+    model: str,
+    payload: bytes,
+    request: RequestContext,
+    metadata: Sequence[tuple[str, str]] = (),
 ) -> AsyncGenerator[bytes, None]:
-    """The serialized events of a backend's GenerateImage, as they come.
+    """The serialized events of a backend's streaming method at `path`, as they come.
 
-    A backend that turns out to be gone or shutting down before its first event is replaced once by
-    another. Raises UnavailableError (NO_BACKEND, BACKEND_LOST) and whatever the backend answered,
-    unchanged. Close the iterator to cancel the backend's call.
+    The backend gets `metadata` beside what it is told of every request. One that turns out to be
+    gone or shutting down before its first event is replaced once by another. Raises
+    UnavailableError (NO_BACKEND, BACKEND_LOST) and whatever the backend answered, unchanged. Close
+    the iterator to cancel the backend's call.
     """
     backend = pool.choose(model)
     for is_last in (False, True):
         has_begun = False
         with backend.occupied():
-            call = backend.generate_image(
-                payload, timeout=_remaining_s(request), metadata=outgoing_metadata(request)
+            call = backend.stream(path)(
+                payload,
+                timeout=_remaining_s(request),
+                metadata=(*outgoing_metadata(request), *metadata),
             )
             try:
                 async for event in call:

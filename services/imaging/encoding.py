@@ -26,8 +26,8 @@ MIME_TYPES: Mapping[ImageFormatName, str] = MappingProxyType(
     {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 )
 
-_JPEG_QUALITY = 95
-_WEBP_QUALITY = 90
+JPEG_QUALITY = 95
+WEBP_QUALITY = 90
 # Level 6, the default, takes half as long again and saves nothing.
 _PNG_LEVEL = 4
 
@@ -59,9 +59,9 @@ def encode_image(
         case "png":
             image.save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=_png_info(text or {}))
         case "jpeg":
-            image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         case "webp":
-            image.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+            image.save(buffer, "WEBP", quality=WEBP_QUALITY)
     return EncodedImage(
         data=buffer.getvalue(),
         mime_type=MIME_TYPES[format_name],

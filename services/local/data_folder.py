@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from services.gateway.audit import Actor
 from services.gateway.key_format import digest_key
 from services.gateway.key_store import KeyStore
 from services.gateway.pepper import load_or_create_pepper
-from services.gateway.tables import metadata
-from services.storage.database import create_schema, open_engine
+from services.gateway.schema import migrate
+from services.gateway.scopes import ALL_SCOPES
+from services.gateway.tiers import UNLIMITED_TIER
+from services.storage.database import open_engine
 
 ACCOUNT = "local"
 _KEY_NAME = "limner up"
+_ACTOR = Actor(account=ACCOUNT, key_id="", request_id="limner-up")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +51,8 @@ class DataFolder:
     async def prepare(self) -> str:
         """Create what is missing and return the pepper.
 
-        A key in the file that the database does not know, or no longer accepts, is replaced.
+        The key may do everything, and its account has no limits. A key in the file that the
+        database does not know, no longer accepts, or that may do less, is replaced.
         Raises OSError and PepperError.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,11 +60,16 @@ class DataFolder:
         pepper = load_or_create_pepper(self.path)
         engine = open_engine(self.database_url)
         try:
-            await create_schema(engine, metadata)
+            await migrate(engine)
             store = KeyStore(engine=engine)
             if not await self._has_valid_key(store, pepper):
                 key, _ = await store.create_key(
-                    account=ACCOUNT, name=_KEY_NAME, pepper=pepper.encode()
+                    account=ACCOUNT,
+                    name=_KEY_NAME,
+                    pepper=pepper.encode(),
+                    actor=_ACTOR,
+                    scopes=ALL_SCOPES,
+                    new_account_tier=UNLIMITED_TIER,
                 )
                 self._store_key(key.text)
         finally:
@@ -74,7 +84,9 @@ class DataFolder:
         if not self.key_file.exists():
             return False
         record = await store.find_key(digest_key(self.read_key(), pepper.encode()))
-        return record is not None and record.state(datetime.now(UTC)) == "active"
+        if record is None or record.state(datetime.now(UTC)) != "active":
+            return False
+        return record.scopes == ALL_SCOPES
 
     def _store_key(self, key: str) -> None:
         draft = self.path / f".api-key.{secrets.token_hex(4)}"

@@ -18,6 +18,7 @@ from services.local.readiness import State
 
 _WORDS = {
     ("diffusion", State.WARMING): "loading the model (a first start exports it, about a minute)",
+    ("upscale", State.WARMING): "loading the upscalers (a first start exports them)",
     ("gateway", State.WARMING): "waiting for a model",
 }
 

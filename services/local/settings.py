@@ -7,6 +7,7 @@ like) pass through; those that tie the suite together are set here.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,17 @@ from services.local.process import ServiceSpec
 DEFAULT_PORT = 50051
 _GATEWAY_METRICS_PORT = 9464
 _DIFFUSION_METRICS_PORT = 9465
+_UPSCALE_METRICS_PORT = 9466
 _DEFAULT_GRACE_S = 30.0
 _GENERATION_SERVICE = "limner.v1.GenerationService"
+_UPSCALE_SERVICE = "limner.v1.UpscaleService"
 _MODELS_VARIABLE = "LIMNER_DIFFUSION_MODELS"
 _CACHE_VARIABLE = "LIMNER_DIFFUSION_CACHE_DIR"
-_EMBEDDED_MODEL = Path(__file__).parents[2] / "models" / "limner-emoji"
+_UPSCALE_FOLDERS_VARIABLE = "LIMNER_UPSCALE_FOLDERS"
+_UPSCALE_CACHE_VARIABLE = "LIMNER_UPSCALE_CACHE_DIR"
+_MODELS = Path(__file__).parents[2] / "models"
+_EMBEDDED_MODEL = _MODELS / "limner-emoji"
+_UPSCALERS = _MODELS / "upscalers"
 
 
 class SetupError(Exception):
@@ -38,6 +45,8 @@ class SuiteSettings:
     gateway_metrics_port: int
     diffusion_port: int
     diffusion_metrics_port: int
+    upscale_port: int
+    upscale_metrics_port: int
 
     @property
     def address(self) -> str:
@@ -45,14 +54,18 @@ class SuiteSettings:
         return f"{HOST}:{self.gateway_port}"
 
     @property
-    def metrics_urls(self) -> tuple[str, str]:
-        """Where the metrics of gateway and diffusion are."""
-        ports = (self.gateway_metrics_port, self.diffusion_metrics_port)
-        gateway, diffusion = (f"http://{HOST}:{port}/metrics" for port in ports)
-        return gateway, diffusion
+    def metrics_urls(self) -> Mapping[str, str]:
+        """Where the metrics of each service are, by its name."""
+        ports = {
+            "gateway": self.gateway_metrics_port,
+            "diffusion": self.diffusion_metrics_port,
+            "upscale": self.upscale_metrics_port,
+        }
+        return {name: f"http://{HOST}:{port}/metrics" for name, port in ports.items()}
 
-    def gateway(self, pepper: str) -> ServiceSpec:
-        """Return how the gateway is started."""
+    def gateway(self, pepper: str, *, upscales: bool = True) -> ServiceSpec:
+        """Return how the gateway is started; whether it has an upscale server behind it."""
+        ports = [self.diffusion_port, *([self.upscale_port] if upscales else [])]
         return ServiceSpec(
             name="gateway",
             module="services.gateway",
@@ -63,7 +76,7 @@ class SuiteSettings:
                 "LIMNER_GATEWAY_METRICS_ADDRESS": f"{HOST}:{self.gateway_metrics_port}",
                 "LIMNER_GATEWAY_DATABASE_URL": self.data.database_url,
                 "LIMNER_GATEWAY_KEY_PEPPER": pepper,
-                "LIMNER_GATEWAY_BACKENDS": f"{HOST}:{self.diffusion_port}",
+                "LIMNER_GATEWAY_BACKENDS": ",".join(f"{HOST}:{port}" for port in ports),
             },
             grace_s=_grace_s("LIMNER_GATEWAY_GRACE_S"),
         )
@@ -85,6 +98,25 @@ class SuiteSettings:
             grace_s=_grace_s("LIMNER_DIFFUSION_GRACE_S"),
         )
 
+    def upscale(self) -> ServiceSpec:
+        """Return how the upscale server is started."""
+        address = f"{HOST}:{self.upscale_port}"
+        return ServiceSpec(
+            name="upscale",
+            module="services.upscale",
+            address=address,
+            health_service=_UPSCALE_SERVICE,
+            environment={
+                "LIMNER_UPSCALE_ADDRESS": address,
+                "LIMNER_UPSCALE_METRICS_ADDRESS": f"{HOST}:{self.upscale_metrics_port}",
+                _UPSCALE_FOLDERS_VARIABLE: os.environ.get(_UPSCALE_FOLDERS_VARIABLE)
+                or str(_UPSCALERS),
+                _UPSCALE_CACHE_VARIABLE: os.environ.get(_UPSCALE_CACHE_VARIABLE)
+                or str(_user_cache()),
+            },
+            grace_s=_grace_s("LIMNER_UPSCALE_GRACE_S"),
+        )
+
 
 def plan_suite(data_dir: Path, *, port: int | None, models: str | None) -> SuiteSettings:
     """Return a suite in `data_dir`; `port` None takes any free one.
@@ -99,6 +131,8 @@ def plan_suite(data_dir: Path, *, port: int | None, models: str | None) -> Suite
         gateway_metrics_port=free_port(_GATEWAY_METRICS_PORT),
         diffusion_port=free_port(),
         diffusion_metrics_port=free_port(_DIFFUSION_METRICS_PORT),
+        upscale_port=free_port(),
+        upscale_metrics_port=free_port(_UPSCALE_METRICS_PORT),
     )
 
 

@@ -28,23 +28,22 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
         console.print("stopping: running requests may finish; Ctrl-C again ends them")
 
     try:
-        specs = (settings.gateway(pepper), settings.diffusion())
+        specs = (settings.gateway(pepper), settings.diffusion(), settings.upscale())
         await run_suite(specs, settings.data.logs, body, on_stop=on_stop)
     except Stopped:
         console.print("stopped")
 
 
 def _print_usage(settings: SuiteSettings, console: Console, elapsed_s: float) -> None:
-    gateway, diffusion = settings.metrics_urls
     console.print(
         Text(f"Limner is up after {elapsed_s:.1f} s. Ctrl-C stops it.", style="bold green")
     )
     for name, value in (
         ("try", f'limner generate "a red apple" -o apple.png{_options(settings)}'),
+        ("", f"limner upscale apple.png -o large.png --scale 4{_options(settings)}"),
         ("address", settings.address),
         ("key", str(settings.data.key_file)),
-        ("metrics", f"{gateway} (gateway)"),
-        ("", f"{diffusion} (diffusion)"),
+        *(("metrics", f"{url} ({name})") for name, url in settings.metrics_urls.items()),
         ("logs", str(settings.data.logs)),
     ):
         console.print(Text(f"  {name:8} {value}"), soft_wrap=True)

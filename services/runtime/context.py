@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from services.runtime.errors import FieldViolation, InvalidRequestError
@@ -19,6 +19,7 @@ from services.runtime.errors import FieldViolation, InvalidRequestError
 REQUEST_ID_KEY = "x-request-id"
 ACCOUNT_KEY = "x-limner-account"
 PRIORITY_KEY = "x-limner-priority"
+QUEUE_SHARE_KEY = "x-limner-queue-share"
 
 _MAX_REQUEST_ID_LENGTH = 128
 _MAX_PRIORITY = 1000
@@ -55,7 +56,20 @@ class RequestContext:
     """Seconds on the clock of `time.monotonic`; None: the caller waits for ever."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseMetadata:
+    """What a handler adds to the metadata of its answer, lower-case keys.
+
+    `initial` goes with the first response, and into the trailers of a call that fails before one;
+    `trailing` comes at the end.
+    """
+
+    initial: list[tuple[str, str]] = field(default_factory=list)
+    trailing: list[tuple[str, str]] = field(default_factory=list)
+
+
 _CURRENT: ContextVar[RequestContext] = ContextVar("limner_request")
+_RESPONSE: ContextVar[ResponseMetadata] = ContextVar("limner_response")
 
 
 def current_request() -> RequestContext:
@@ -71,6 +85,15 @@ def find_current_request() -> RequestContext | None:
 def set_current_request(request: RequestContext) -> None:
     """Make `request` the context of this task. For the interceptor, and for tests of handlers."""
     _CURRENT.set(request)
+
+
+def response_metadata() -> ResponseMetadata:
+    """Return what the call that this task serves answers beside its messages."""
+    metadata = _RESPONSE.get(None)
+    if metadata is None:
+        metadata = ResponseMetadata()
+        _RESPONSE.set(metadata)
+    return metadata
 
 
 def new_request_context(metadata: Metadata, remaining_s: float | None) -> RequestContext:

@@ -3,7 +3,11 @@
     LimnerError
     ├── InvalidRequestError    INVALID_ARGUMENT    INVALID_REQUEST, lists every violation
     ├── ModelNotFoundError     NOT_FOUND           MODEL_NOT_FOUND, names what exists
+    ├── NotFoundError          NOT_FOUND           ACCOUNT_NOT_FOUND|KEY_NOT_FOUND
+    ├── AlreadyExistsError     ALREADY_EXISTS      ACCOUNT_EXISTS
+    ├── StateError             FAILED_PRECONDITION KEY_REVOKED|KEY_EXPIRED|KEY_REPLACED|TIER_UNKNOWN
     ├── UnauthenticatedError   UNAUTHENTICATED     KEY_MISSING|_MALFORMED|_UNKNOWN|_REVOKED|_EXPIRED
+    ├── PermissionDeniedError  PERMISSION_DENIED   SCOPE_MISSING|ACCOUNT_SUSPENDED|MODEL_NOT_ALLOWED
     ├── QueueFullError         RESOURCE_EXHAUSTED  QUEUE_FULL, says when to try again
     ├── UnavailableError       UNAVAILABLE         SHUTTING_DOWN|BACKEND_LOST|NO_BACKEND|NOT_READY
     ├── DeadlineExceededError  DEADLINE_EXCEEDED   DEADLINE_EXCEEDED
@@ -37,6 +41,8 @@ _NAMES_SHOWN = 20
 UnauthenticatedReason = Literal[
     "KEY_MISSING", "KEY_MALFORMED", "KEY_UNKNOWN", "KEY_REVOKED", "KEY_EXPIRED"
 ]
+PermissionDeniedReason = Literal["SCOPE_MISSING", "ACCOUNT_SUSPENDED", "MODEL_NOT_ALLOWED"]
+StateReason = Literal["KEY_REVOKED", "KEY_EXPIRED", "KEY_REPLACED", "TIER_UNKNOWN"]
 UnavailableReason = Literal["SHUTTING_DOWN", "BACKEND_LOST", "NO_BACKEND", "NOT_READY"]
 
 _UNAVAILABLE_MESSAGES: Mapping[UnavailableReason, str] = {
@@ -148,12 +154,54 @@ class ModelNotFoundError(LimnerError):
         )
 
 
+class NotFoundError(LimnerError):
+    """What the request names does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+    def __init__(
+        self, message: str, *, reason: Literal["ACCOUNT_NOT_FOUND", "KEY_NOT_FOUND"]
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AlreadyExistsError(LimnerError):
+    """What the request would create exists; nothing was changed."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+    def __init__(self, message: str, *, reason: Literal["ACCOUNT_EXISTS"]) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StateError(LimnerError):
+    """What the request names is in a state that does not allow it; nothing was changed."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, message: str, *, reason: StateReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class UnauthenticatedError(LimnerError):
     """The call carries no key that opens the door."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
     def __init__(self, message: str, *, reason: UnauthenticatedReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PermissionDeniedError(LimnerError):
+    """The caller is known, and may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+    def __init__(self, message: str, *, reason: PermissionDeniedReason) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -25,6 +25,7 @@ from services.runtime.context import (
     Metadata,
     current_request,
     new_request_context,
+    response_metadata,
     set_current_request,
 )
 from services.runtime.errors import (
@@ -34,7 +35,7 @@ from services.runtime.errors import (
     UnavailableError,
 )
 from services.runtime.metrics import CallMetrics, CallType, Method
-from services.runtime.status import wire_status
+from services.runtime.status import fitting, wire_status
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         metadata = cast("Metadata", context.invocation_metadata() or ())
         # The task is the call's own: nothing needs to be reset.
         set_current_request(new_request_context(metadata, context.time_remaining()))
+        added = response_metadata()
         try:
             with self._calls.entered():
                 identity = await self._identify(metadata)
@@ -103,6 +105,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     )
                 )
                 response = await respond()
+                if added.trailing:
+                    context.set_trailing_metadata(tuple(added.trailing))
         except BaseException as error:  # every end of a call is counted and logged
             code, refusal = self._outcome(error, context)
             self._record(method, code, time.perf_counter() - started)
@@ -180,7 +184,9 @@ async def _respond_with_stream(
 
 
 async def _send_initial_metadata(context: _Context) -> None:
-    metadata = ((REQUEST_ID_KEY, current_request().request_id),)
+    added = response_metadata().initial
+    metadata = ((REQUEST_ID_KEY, current_request().request_id), *added)
+    added.clear()  # what was sent is not repeated in the trailers
     await _while_client_listens(context.send_initial_metadata(metadata))
 
 
@@ -196,7 +202,9 @@ async def _while_client_listens(sending: Awaitable[None]) -> None:
 
 async def _abort(context: _Context, error: LimnerError) -> None:
     status = wire_status(error, current_request().request_id)
-    await context.abort(status.code, status.message, status.trailers)
+    added = response_metadata()
+    trailers = (*status.trailers, *fitting(status, (*added.initial, *added.trailing)))
+    await context.abort(status.code, status.message, trailers)
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -59,7 +59,9 @@ class GrpcServer:
     """An aio server that says when it is ready and that drains.
 
     `address` is host:port, where port 0 picks a free one. `identify` tells who calls; the gateway
-    passes its own, see `services.runtime.context`. `registry` receives the call metrics.
+    passes its own, see `services.runtime.context`. `registry` receives the call metrics. `draining`
+    is set when the drain begins, for calls that would go on for ever. `health_address`, host:port,
+    answers nothing but health checks, in plain text: for probes of a server that speaks TLS.
     A process that is to be stopped by SIGKILL should get `grace_s` + 6 s first.
     """
 
@@ -73,8 +75,12 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         identify: Identify = identity_from_metadata,
         registry: CollectorRegistry | None = None,
+        draining: asyncio.Event | None = None,
+        health_address: str | None = None,
     ) -> None:
         self._address = address
+        self._health_address = health_address
+        self._draining = draining or asyncio.Event()
         self._services = tuple(services)
         self._grace_s = grace_s
         self._max_receive_bytes = max_receive_bytes
@@ -87,6 +93,9 @@ class GrpcServer:
         )
         self._health = HealthServicer(service.name for service in self._services)
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
+        self.health_port = 0
+        """Where the plain-text health port listens, once started; 0: there is none."""
 
     @property
     def in_flight(self) -> int:
@@ -109,7 +118,9 @@ class GrpcServer:
         reflection.enable_server_reflection(
             [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
-        port = self._bind(server)
+        if self._health_address is not None:
+            await self._start_health(self._health_address)
+        port = _bind(server, self._address, self._credentials)
         await server.start()
         self._server = server
         _LOGGER.info("listening", extra={"address": self._address, "port": port, "services": names})
@@ -125,6 +136,7 @@ class GrpcServer:
         What runs longer than `grace_s` (the server's own when None) is cancelled and ends as
         UNAVAILABLE, reason SHUTTING_DOWN, as new calls do.
         """
+        self._draining.set()
         self._health.shut_down()
         self._calls.close()
         _LOGGER.info("draining", extra={"in_flight": self.in_flight})
@@ -132,21 +144,30 @@ class GrpcServer:
             self._grace_s if grace_s is None else grace_s, cancel_grace_s=_CANCEL_GRACE_S
         )
         self._health.close()
-        if self._server is not None:
-            await self._server.stop(_FLUSH_S)
+        for server in (self._server, self._health_server):
+            if server is not None:
+                await server.stop(_FLUSH_S)
         _LOGGER.info("stopped", extra={"cancelled": cancelled_count, "unfinished": self.in_flight})
 
     def cut_grace(self) -> None:
         """Have a drain that waits for calls cancel them now."""
         self._calls.cut_grace()
 
-    def _bind(self, server: grpc.aio.Server) -> int:
-        try:
-            if self._credentials is not None:
-                return server.add_secure_port(self._address, self._credentials)
-            return server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._address}; is it in use?") from error
+    async def _start_health(self, address: str) -> None:
+        server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self.health_port = _bind(server, address, None)
+        await server.start()
+        self._health_server = server
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}; is it in use?") from error
 
 
 async def run_until_signal(

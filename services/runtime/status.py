@@ -6,6 +6,7 @@ exceeds it arrives as another error altogether; what is too long is therefore cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -19,6 +20,9 @@ from services.runtime.errors import STATUS_DETAILS_KEY, LimnerError, RelayedErro
 # encoded for `grpc-message` and within the details: 600 × 3 + (600 + 4400) × 4/3 < 8 kB − headers.
 _MESSAGE_BYTES = 600
 _DETAILS_BYTES = 4000
+# What all trailers together may take, and what each costs beside key and value (RFC 9113, 6.5.2).
+_TRAILERS_BYTES = 7500
+_ENTRY_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +51,16 @@ def wire_status(error: LimnerError, request_id: str) -> WireStatus:
             *error.trailers().items(),
         ),
     )
+
+
+def fitting(status: WireStatus, pairs: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """`pairs` if there is room for them beside `status`, nothing otherwise; none comes twice."""
+    known = {key for key, _ in status.trailers}
+    pairs = [pair for pair in pairs if pair[0] not in known]
+    size_bytes = 3 * len(status.message.encode())
+    for key, value in (*status.trailers, *pairs):
+        size_bytes += len(key) + 4 * len(value) // 3 + _ENTRY_BYTES
+    return pairs if size_bytes <= _TRAILERS_BYTES else ()
 
 
 def _status_details(error: LimnerError, message: str, request_id: str) -> bytes:

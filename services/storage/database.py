@@ -1,21 +1,29 @@
 """SQL databases through SQLAlchemy's asyncio engine: SQLite by default, PostgreSQL by URL.
 
-Called by services that keep records (the gateway's accounts and keys). It opens engines and creates
-missing tables; it knows no table of its own and writes no query.
+Called by services that keep records (the gateway's accounts, keys and ledger). It opens engines and
+transactions; it knows no table. `services.storage.migration` makes the tables.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, DateTime, Dialect, MetaData, event, make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, DateTime, Dialect, Table, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
 _BUSY_TIMEOUT_S = 5.0
+
+_sqlite_turns: WeakKeyDictionary[AsyncEngine, asyncio.Lock] = WeakKeyDictionary()
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -53,8 +61,9 @@ def sqlite_path(url: str) -> Path | None:
 def open_engine(url: str) -> AsyncEngine:
     """An engine for `url`, for example `sqlite+aiosqlite:///folder/file.db`; connects on first use.
 
-    The folder of a SQLite file is created. Its connections use write-ahead logging, wait 5 s for a
-    lock instead of failing, and enforce foreign keys. Close with `await engine.dispose()`.
+    The folder of a SQLite file is created. Its connections use write-ahead logging and wait 5 s for
+    a lock instead of failing; they keep what was committed through a power cut, and enforce foreign
+    keys. Close with `await engine.dispose()`.
     Raises ValueError when the URL cannot be parsed or its driver is not asynchronous or missing.
     """
     parsed = _parse(url)
@@ -70,10 +79,35 @@ def open_engine(url: str) -> AsyncEngine:
     return engine
 
 
-async def create_schema(engine: AsyncEngine, metadata: MetaData) -> None:
-    """Creates the tables of `metadata` that are missing; existing ones are left as they are."""
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
+@asynccontextmanager
+async def begin_write(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction that is going to write: committed at the end of the block, else rolled back.
+
+    SQLite has one writer at a time. Those of this process queue here instead of polling its lock,
+    which is taken at once: taken later, after a read, it can fail because another has written.
+    """
+    if engine.dialect.name != "sqlite":
+        async with engine.begin() as connection:
+            yield connection
+        return
+    turn = _sqlite_turns.setdefault(engine, asyncio.Lock())
+    async with turn, engine.begin() as connection:
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether an error says that the database is away or overtaxed, not that a query is wrong."""
+    if isinstance(error, DBAPIError):
+        return not isinstance(error, IntegrityError | ProgrammingError | DataError)
+    return isinstance(error, OSError | PoolTimeoutError)
+
+
+def insert_into(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT with `on_conflict_do_nothing` and `on_conflict_do_update`, for the database."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def _parse(url: str) -> URL:
@@ -83,7 +117,9 @@ def _parse(url: str) -> URL:
     except ArgumentError as error:  # its message may quote the URL, which may hold a password
         raise ValueError("not a database URL that SQLAlchemy understands") from error
     if not is_async:
-        raise ValueError(f"{parsed.drivername} is not asynchronous; use sqlite+aiosqlite")
+        raise ValueError(
+            f"{parsed.drivername} is not asynchronous; use sqlite+aiosqlite or postgresql+asyncpg"
+        )
     return parsed
 
 
@@ -91,6 +127,6 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_TIMEOUT_S * 1000)}")
     cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()

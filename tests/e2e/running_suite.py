@@ -123,8 +123,9 @@ class RunningSuite:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels, from whichever service has it."""
-        gateway, diffusion = self._settings.metrics_urls
-        url = gateway if name.startswith("gateway") else diffusion
+        service = name.partition("_")[0]
+        urls = self._settings.metrics_urls
+        url = urls.get(service, urls["diffusion"])
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=10) as response:
             text = response.read().decode()

@@ -50,6 +50,7 @@ class FakeBackend(
     revision: str = "r1"
     artifact_bytes: int = 1000
     draining: bool = False
+    credentials: grpc.ServerCredentials | None = None
     calls: list[Seen] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
     server: GrpcServer | None = None
@@ -82,6 +83,7 @@ class FakeBackend(
                 ),
             ],
             grace_s=0,
+            credentials=self.credentials,
         )
         self.port = await self.server.start()
         self.server.set_serving(True)

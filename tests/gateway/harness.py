@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from limner.v1 import generation_pb2 as pb
 from limner.v1 import generation_pb2_grpc
-from services.gateway.admission import AdmissionRequest, Delivery
+from services.gateway.admission import AdmissionRequest, Delivery, MetadataPairs
 from services.gateway.backend import LinkOptions
 from services.gateway.gateway import Gateway, open_gateway
 from services.gateway.key_store import KeyStore
+from services.gateway.schema import migrate
+from services.gateway.scopes import ALL_SCOPES
 from services.gateway.settings import GatewaySettings
-from services.gateway.tables import metadata
-from services.storage.database import create_schema, open_engine
+from services.gateway.tiers import UNLIMITED_TIER, Tier
+from services.storage.database import open_engine
+from tests.gateway.actors import ACTOR
 from tests.gateway.fake_backend import FakeBackend
+from tests.gateway.waiting import until
 
 PEPPER = "pepper-for-tests-0123456789abcdefghij"
 
@@ -37,6 +41,17 @@ class CountedLease:
     request: AdmissionRequest
     closings: list[str] = field(default_factory=list)
     delivered: Delivery | None = None
+    charged: list[int] = field(default_factory=list)
+
+    async def charge(self, index: int) -> None:
+        await asyncio.sleep(0.001)
+        self.charged.append(index)
+
+    def opening_metadata(self) -> MetadataPairs:
+        return ()
+
+    def closing_metadata(self) -> MetadataPairs:
+        return ()
 
     async def settle(self, delivered: Delivery) -> None:
         await asyncio.sleep(0.001)  # a store would take a moment: long enough to be cancelled in
@@ -59,6 +74,12 @@ class CountedAdmission:
         lease = CountedLease(request=request)
         self.leases.append(lease)
         return lease
+
+    async def describe(self, account: str, tier: Tier) -> MetadataPairs:
+        return ()
+
+    async def reconcile(self, account: str) -> None:
+        pass
 
     @property
     def closings(self) -> list[list[str]]:
@@ -118,20 +139,36 @@ async def running_gateway(
     *backends: FakeBackend | str,
     options: LinkOptions | None = None,
     wait: bool = True,
+    tier: str = UNLIMITED_TIER,
+    counted: bool = True,
     **changes: Any,
 ) -> AsyncIterator[Harness]:
-    """A gateway in front of `backends`, which are all known to it when the block begins."""
+    """A gateway in front of `backends`, which are all known to it when the block begins.
+
+    The key's account is in `tier`. With `counted` everybody is let in and remembered; without, the
+    gateway's own admission decides.
+    """
     targets = [each if isinstance(each, str) else each.address for each in backends]
     configured = settings(tmp_path, targets, **changes)
     engine = open_engine(configured.database_url.get_secret_value())
-    await create_schema(engine, metadata)
+    await migrate(engine)
     store = KeyStore(engine=engine)
-    key, record = await store.create_key(account="acme", name="test", pepper=PEPPER.encode())
+    key, record = await store.create_key(
+        account="acme",
+        name="test",
+        pepper=PEPPER.encode(),
+        actor=ACTOR,
+        scopes=ALL_SCOPES,
+        new_account_tier=tier,
+    )
     registry, admission = CollectorRegistry(), CountedAdmission()
     async with (
         aclosing_engine(engine),
         open_gateway(
-            configured, registry=registry, admission=admission, options=options
+            configured,
+            registry=registry,
+            admission=admission if counted else None,
+            options=options,
         ) as gateway,
     ):
         if wait:
@@ -158,18 +195,6 @@ async def aclosing_engine(engine: AsyncEngine) -> AsyncIterator[None]:
 
 def serving_count(gateway: Gateway) -> int:
     return sum(backend.serving for backend in gateway.pool.backends)
-
-
-async def until(
-    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, timeout_s: float = 30
-) -> None:
-    """Waits until `condition` holds; TimeoutError if it never does."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def failure(call: Any, *, timeout_s: float = 30) -> grpc.aio.AioRpcError:

@@ -6,8 +6,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest
 from sqlalchemy import text
 
-from limner.v1 import account_pb2, account_pb2_grpc, model_pb2, model_pb2_grpc
+from limner.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    admin_pb2,
+    admin_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 from services.gateway.key_format import make_key
+from services.gateway.key_store import KeyStore
+from services.storage.database import open_engine
+from tests.gateway.actors import ACTOR
 from tests.gateway.fake_backend import backend
 from tests.gateway.harness import PEPPER, failure, reason, running_gateway, until
 
@@ -45,27 +55,52 @@ async def test_each_kind_of_bad_key_has_its_reason(tmp_path):
 async def test_revoked_and_expired_keys_are_refused(tmp_path):
     async with running_gateway(tmp_path, "127.0.0.1:1", wait=False) as door:
         await account(door, bearer(door.key))
-        await door.gateway.keys.revoke_key(door.key_id)
+        stub = admin_pb2_grpc.AdminServiceStub(door.channel)
+        request = admin_pb2.RevokeKeyRequest(key_id=door.key_id)
+        await stub.RevokeKey(request, metadata=door.authorization)
         assert await refusal(door, bearer(door.key)) == "KEY_REVOKED"
         key, _ = await door.store.create_key(
-            account="acme", name="brief", pepper=PEPPER.encode(), lifetime=timedelta(seconds=-1)
+            account="acme",
+            name="brief",
+            pepper=PEPPER.encode(),
+            actor=ACTOR,
+            lifetime=timedelta(seconds=-1),
         )
         assert await refusal(door, bearer(key.text)) == "KEY_EXPIRED"
 
 
-async def test_a_revocation_by_another_process_takes_effect(tmp_path):
+async def test_the_keys_of_a_suspended_account_are_refused_until_it_is_resumed(tmp_path):
+    async with running_gateway(tmp_path, "127.0.0.1:1", wait=False) as door:
+        stub = admin_pb2_grpc.AdminServiceStub(door.channel)
+        key, _ = await door.store.create_key(
+            account="other",
+            name="n",
+            pepper=PEPPER.encode(),
+            actor=ACTOR,
+            new_account_tier="free",
+        )
+        other = bearer(key.text)
+        assert (await account(door, other)).account == "other"
+        request = admin_pb2.SuspendAccountRequest(account="other")
+        await stub.SuspendAccount(request, metadata=door.authorization)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await account(door, other)
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert reason(raised.value) == "ACCOUNT_SUSPENDED"
+        request = admin_pb2.ResumeAccountRequest(account="other")
+        await stub.ResumeAccount(request, metadata=door.authorization)
+        assert (await account(door, other)).account == "other"
+
+
+async def test_a_use_of_a_key_is_written_down(tmp_path):
     async with running_gateway(tmp_path, "127.0.0.1:1", wait=False) as door:
         await account(door, bearer(door.key))
-        await door.store.revoke_key(door.key_id)
-
-        async def is_refused():
-            try:
-                await account(door, bearer(door.key))
-            except grpc.aio.AioRpcError as error:
-                return reason(error) == "KEY_REVOKED"
-            return False
-
-        await until(is_refused)
+        assert (await door.store.list_keys())[0].last_used_at is None
+        engine_url = door.store.engine.url
+    engine = open_engine(engine_url.render_as_string(hide_password=False))
+    record = (await KeyStore(engine=engine).list_keys())[0]
+    await engine.dispose()
+    assert record.last_used_at > record.created
 
 
 async def test_every_service_asks_for_the_key_and_health_does_not(tmp_path):
@@ -90,6 +125,7 @@ async def test_the_account_service_tells_account_and_key(tmp_path):
         answer = await account(door, ("authorization", f"bearer {door.key}"))
         record = (await door.store.list_keys())[0]
     assert (answer.account, answer.key_id) == ("acme", door.key_id)
+    assert (answer.tier, len(answer.scopes)) == ("unlimited", 4)
     assert answer.key_create_time.ToMicroseconds() == int(record.created.timestamp() * 1e6 + 0.5)
 
 
@@ -121,7 +157,16 @@ async def test_no_secret_is_in_a_log_line_an_error_or_a_metric(tmp_path, caplog)
             error = await failure(call)
             said.append(f"{error.details()} {error.trailing_metadata()}")
         _ = [event async for event in door.generate(prompt)]
-        await door.gateway.keys.revoke_key(door.key_id)
+        await door.store.revoke_key(door.key_id, actor=ACTOR)
+
+        async def is_revoked():
+            try:
+                await account(door, bearer(door.key))
+            except grpc.aio.AioRpcError as error:
+                return reason(error) == "KEY_REVOKED"
+            return False
+
+        await until(is_revoked)
         said.append(str((await failure(door.generate(prompt))).trailing_metadata()))
         await until(lambda: door.gateway.server.in_flight == 0)
         said.append(exposition(door.registry))

@@ -13,10 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from limner.v1 import generation_pb2, generation_pb2_grpc
 from services.gateway.key_store import KeyStore
-from services.gateway.tables import metadata
-from services.storage.database import create_schema, open_engine
+from services.gateway.schema import migrate
+from services.gateway.tiers import UNLIMITED_TIER
+from services.storage.database import open_engine
 from tests.gateway.fake_backend import backend
-from tests.gateway.harness import PEPPER, failure, reason, until
+from tests.gateway.harness import ACTOR, PEPPER, failure, reason, until
 
 
 def free_port():
@@ -74,9 +75,13 @@ async def wait_until_serving(channel, service):
 
 async def make_key(variables):
     engine = open_engine(variables["LIMNER_GATEWAY_DATABASE_URL"])
-    await create_schema(engine, metadata)
+    await migrate(engine)
     key, _ = await KeyStore(engine=engine).create_key(
-        account="acme", name="n", pepper=PEPPER.encode()
+        account="acme",
+        name="n",
+        pepper=PEPPER.encode(),
+        actor=ACTOR,
+        new_account_tier=UNLIMITED_TIER,
     )
     await engine.dispose()
     return key.text

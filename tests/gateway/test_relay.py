@@ -38,7 +38,7 @@ async def test_request_id_account_and_priority_go_to_the_backend(tmp_path):
     seen = fake.calls[0]
     names = [name for name, _ in seen.metadata if name.startswith(("x-limner", "authorization"))]
     assert (seen.context.account, seen.context.priority) == ("acme", 0)
-    assert sorted(names) == ["x-limner-account", "x-limner-priority"]
+    assert sorted(names) == ["x-limner-account", "x-limner-priority", "x-limner-queue-share"]
     assert seen.context.request_id == sent_back["x-request-id"] == "request-1"
     assert events[0].accepted.request_id == "request-1"
 

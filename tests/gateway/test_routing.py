@@ -14,6 +14,8 @@ from services.gateway.pool import BackendPool
 from tests.gateway.fake_backend import backend
 from tests.gateway.harness import failure, reason, running_gateway, serving_count, until
 
+PATH = "/limner.v1.GenerationService/GenerateImage"
+
 
 async def list_models(door):
     stub = model_pb2_grpc.ModelServiceStub(door.channel)
@@ -244,7 +246,7 @@ async def test_an_address_that_leaves_a_name_lets_its_streams_end():
         leaving = next(b for b in pool.backends if b.address == one.address)
         with leaving.occupied():
             request = GenerateImageRequest(prompt="step by step")
-            events = aiter(leaving.generate_image(request.SerializeToString()))
+            events = aiter(leaving.stream(PATH)(request.SerializeToString()))
             await anext(events)
             addresses.discard(one.address)
             await until(lambda: [b.address for b in pool.backends] == [other.address])

@@ -4,12 +4,7 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from limner.v1 import (
-    training_pb2,
-    training_pb2_grpc,
-    upscale_pb2,
-    upscale_pb2_grpc,
-)
+from limner.v1 import training_pb2, training_pb2_grpc
 from tests.gateway.fake_backend import backend
 from tests.gateway.harness import running_gateway
 
@@ -33,8 +28,10 @@ async def test_reflection_lists_what_is_served_and_nothing_else(tmp_path):
         answers = [answer async for answer in stub.ServerReflectionInfo(iter([asked, described]))]
     assert {service.name for service in answers[0].list_services_response.service} == {
         "limner.v1.AccountService",
+        "limner.v1.AdminService",
         "limner.v1.GenerationService",
         "limner.v1.ModelService",
+        "limner.v1.UpscaleService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
@@ -43,20 +40,12 @@ async def test_reflection_lists_what_is_served_and_nothing_else(tmp_path):
 
 async def test_services_that_are_not_built_are_not_offered(tmp_path):
     async with running_gateway(tmp_path, "127.0.0.1:1", wait=False) as door:
-        upscale = upscale_pb2_grpc.UpscaleServiceStub(door.channel)
         training = training_pb2_grpc.TrainingServiceStub(door.channel)
-        with pytest.raises(grpc.aio.AioRpcError) as upscaled:
-            _ = [
-                event
-                async for event in upscale.UpscaleImage(
-                    upscale_pb2.UpscaleImageRequest(), metadata=door.authorization
-                )
-            ]
         with pytest.raises(grpc.aio.AioRpcError) as trained:
             await training.GetTrainingJob(
                 training_pb2.GetTrainingJobRequest(), metadata=door.authorization
             )
-    assert upscaled.value.code() is trained.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert trained.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_calls_are_counted_by_method_and_code(tmp_path):
@@ -65,5 +54,3 @@ async def test_calls_are_counted_by_method_and_code(tmp_path):
         method = {"grpc_service": "limner.v1.GenerationService", "grpc_method": "GenerateImage"}
         method["grpc_type"] = "server_stream"
         assert door.metric("grpc_server_handled_total", grpc_code="OK", **method) == 1
-        labels = {"tier": "", "service": "generation", "decision": "allowed"}
-        assert door.metric("gateway_admissions_total", **labels) == 1

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from services.gateway.audit import Actor
 from services.gateway.key_format import digest_key, is_well_formed
 from services.gateway.key_store import KeyStore
+from services.gateway.scopes import ALL_SCOPES
+from services.gateway.tiers import UNLIMITED_TIER
 from services.local.data_folder import ACCOUNT, DataFolder
 from services.local.picture import in_half_blocks
 from services.local.ports import HOST, free_port, is_free
@@ -31,7 +34,7 @@ async def test_the_first_start_makes_a_key_that_the_gateway_knows(tmp_path: Path
     record = await KeyStore(engine=engine).find_key(digest_key(key, pepper.encode()))
     await engine.dispose()
     assert record is not None
-    assert record.account == ACCOUNT
+    assert (record.account, record.tier, record.scopes) == (ACCOUNT, UNLIMITED_TIER, ALL_SCOPES)
 
 
 async def test_later_starts_keep_pepper_and_key(tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ async def test_a_key_that_no_longer_counts_is_replaced(tmp_path: Path) -> None:
     store = KeyStore(engine=engine)
     record = await store.find_key(digest_key(first, pepper.encode()))
     assert record is not None
-    await store.revoke_key(record.key_id)
+    await store.revoke_key(record.key_id, actor=Actor(account="t", key_id="", request_id="r"))
     await engine.dispose()
     await data.prepare()
     assert data.read_key() != first
@@ -78,14 +81,17 @@ def test_models_come_from_the_option_then_from_the_environment(
     assert settings.diffusion().environment["LIMNER_DIFFUSION_MODELS"] == "b=there"
 
 
-def test_the_gateway_is_tied_to_the_diffusion_server(tmp_path: Path) -> None:
+def test_the_gateway_is_tied_to_the_servers_behind_it(tmp_path: Path) -> None:
     settings = plan_suite(tmp_path, port=None, models="m=folder")
     gateway, diffusion = settings.gateway("p" * 32), settings.diffusion()
-    assert gateway.environment["LIMNER_GATEWAY_BACKENDS"] == diffusion.address
+    backends = f"{diffusion.address},{settings.upscale().address}"
+    assert gateway.environment["LIMNER_GATEWAY_BACKENDS"] == backends
+    alone = settings.gateway("p" * 32, upscales=False)
+    assert alone.environment["LIMNER_GATEWAY_BACKENDS"] == diffusion.address
     assert gateway.environment["LIMNER_GATEWAY_DATABASE_URL"].startswith("sqlite+aiosqlite:////")
-    ports = {settings.gateway_port, settings.diffusion_port}
+    ports = {settings.gateway_port, settings.diffusion_port, settings.upscale_port}
     ports |= {settings.gateway_metrics_port, settings.diffusion_metrics_port}
-    assert len(ports) == 4
+    assert len(ports | {settings.upscale_metrics_port}) == 6
 
 
 def test_a_picture_becomes_two_pixels_a_character() -> None:

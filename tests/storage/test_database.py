@@ -2,10 +2,21 @@ import asyncio
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from services.storage.database import UtcDateTime, create_schema, open_engine, sqlite_path
+from services.storage.database import UtcDateTime, begin_write, open_engine, sqlite_path
 
 metadata = MetaData()
 parents = Table(
@@ -17,7 +28,8 @@ children = Table("children", metadata, Column("parent", ForeignKey("parents.id")
 @pytest.fixture
 async def engine(tmp_path):
     engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/new/folder/test.db")
-    await create_schema(engine, metadata)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
     yield engine
     await engine.dispose()
 
@@ -41,12 +53,28 @@ async def test_foreign_keys_are_enforced(engine):
             await connection.execute(insert(children).values(parent=1))
 
 
-async def test_creating_a_schema_that_exists_keeps_its_rows(engine):
-    async with engine.begin() as connection:
-        await connection.execute(insert(parents).values(id=1))
-    await create_schema(engine, metadata)
+async def test_writers_that_read_first_take_turns(engine):
+    async def count_up():
+        async with begin_write(engine) as connection:
+            count = await connection.scalar(select(func.max(parents.c.id))) or 0
+            await asyncio.sleep(0)
+            await connection.execute(insert(parents).values(id=count + 1))
+
+    await asyncio.gather(*(count_up() for _ in range(50)))
     async with engine.connect() as connection:
-        assert await connection.scalar(select(parents.c.id)) == 1
+        assert await connection.scalar(select(func.max(parents.c.id))) == 50
+
+
+async def test_a_transaction_that_fails_leaves_nothing_and_blocks_nobody(engine):
+    async def fail():
+        async with begin_write(engine) as connection:
+            await connection.execute(insert(parents).values(id=1))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    async with begin_write(engine) as connection:
+        assert await connection.scalar(select(func.count()).select_from(parents)) == 0
 
 
 async def test_points_in_time_come_back_in_utc(engine):

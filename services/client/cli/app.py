@@ -14,10 +14,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.client.cli.accounts import app as accounts
 from services.client.cli.failure import describe
 from services.client.cli.generate import generate
+from services.client.cli.keys import app as keys
 from services.client.cli.listing import models, whoami
 from services.client.cli.plugins import CommandGroup
+from services.client.cli.upscale import upscale
+from services.client.cli.usage import audit, tiers, usage
 from services.client.errors import LimnerError
 
 app = typer.Typer(
@@ -28,8 +32,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(upscale)
 app.command()(models)
 app.command()(whoami)
+app.command()(usage)
+app.command()(tiers)
+app.command()(audit)
+app.add_typer(accounts, name="accounts")
+app.add_typer(keys, name="keys")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

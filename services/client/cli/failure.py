@@ -28,6 +28,9 @@ _OPTIONS: Mapping[str, str] = {
     "sample_count": "--samples",
     "output_format": "--format",
     "preview_interval": "--preview-every",
+    "image": "IMAGE",
+    "scale": "--scale",
+    "denoise_strength": "--denoise",
 }
 
 

@@ -22,10 +22,10 @@ from services.client.cli.connection import (
 )
 from services.client.cli.display import GenerationDisplay, facts
 from services.client.cli.output import Output, PreviewFile, check_writable, plan_output
-from services.client.client import GenerationStream
 from services.client.endpoint import DEFAULT_ADDRESS
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 from services.client.events import Accepted, GeneratedImage, Preview
+from services.client.stream import GenerationStream
 
 _DEFAULT_PREVIEW_INTERVAL = 4
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.client.catalog import Model
+from services.client.catalog import ImageDefaults, ImageLimits, Model, UpscaleLimits
 from services.client.cli.connection import (
     AddressOption,
     KeyFileOption,
@@ -64,33 +64,61 @@ def whoami(
         return
     since = f", created {created:%Y-%m-%d %H:%M} UTC" if created else ""
     sys.stdout.write(f"account {account.account}, key {account.key_id}{since}\n")
+    if account.tier:
+        sys.stdout.write(f"tier {account.tier}, scopes {', '.join(account.scopes)}\n")
 
 
 def _print_table(found: Sequence[Model]) -> None:
-    table = Table(caption="* default")
+    console = Console()
+    drawing = Table(caption="* default")
     for heading in ("model", "sizes", "steps", "guidance", "samples"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("samplers")
+        drawing.add_column(heading, no_wrap=True)
+    drawing.add_column("samplers")
+    upscaling = Table()
+    for heading in ("upscaler", "made for", "scale", "output up to"):
+        upscaling.add_column(heading, no_wrap=True)
     for model in found:
-        limits, defaults = model.limits, model.defaults
-        samplers = [f"{name}*" if name == defaults.sampler else name for name in model.samplers]
-        cells = (
-            "\n".join((model.name, model.revision[:12], model.license)),
-            f"{limits.min_side}–{limits.max_side} by {limits.side_multiple}\n"
-            f"{defaults.width}×{defaults.height}*",
-            f"{limits.min_step_count}–{limits.max_step_count}\n{defaults.step_count}*",
-            f"{limits.min_guidance_scale:g}–{limits.max_guidance_scale:g}\n"
-            f"{defaults.guidance_scale:g}*",
-            f"1–{limits.max_sample_count}",
-            ", ".join(samplers),
-        )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+        if model.limits is not None and model.defaults is not None:
+            drawing.add_row(*map(Text, _drawing(model, model.limits, model.defaults)))
+        if model.upscale_limits is not None:
+            upscaling.add_row(*map(Text, _upscaling(model, model.upscale_limits)))
+    for table in (drawing, upscaling):
+        if table.row_count:
+            console.print(table)
+
+
+def _drawing(model: Model, limits: ImageLimits, defaults: ImageDefaults) -> tuple[str, ...]:
+    samplers = [f"{name}*" if name == defaults.sampler else name for name in model.samplers]
+    return (
+        _names(model),
+        f"{limits.min_side}–{limits.max_side} by {limits.side_multiple}\n"
+        f"{defaults.width}×{defaults.height}*",
+        f"{limits.min_step_count}–{limits.max_step_count}\n{defaults.step_count}*",
+        f"{limits.min_guidance_scale:g}–{limits.max_guidance_scale:g}\n"
+        f"{defaults.guidance_scale:g}*",
+        f"1–{limits.max_sample_count}",
+        ", ".join(samplers),
+    )
+
+
+def _upscaling(model: Model, limits: UpscaleLimits) -> tuple[str, ...]:
+    return (
+        _names(model),
+        ", ".join(limits.picture_kinds),
+        f"{limits.min_scale:g}–{limits.max_scale:g}",
+        f"{limits.max_output_pixel_count / 1e6:g} megapixels",
+    )
+
+
+def _names(model: Model) -> str:
+    return "\n".join((model.name, model.revision[:12], model.license))
 
 
 def _print_words(found: Sequence[Model]) -> None:
     console = Console(highlight=False)
     for model in found:
+        if model.limits is None:
+            continue
         console.print(Text(model.name, style="bold"))
         if model.vocabulary is None:
             console.print("  any words")

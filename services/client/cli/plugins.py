@@ -1,4 +1,5 @@
-"""Sub-commands of other packages, found through the entry-point group `limner.commands`.
+"""Sub-commands of other packages, found through entry points: the group `limner.commands`, and
+`limner.commands.keys` below `limner keys`.
 
 An entry point names a Typer application or a function. It is imported when it is run or listed,
 not before: `limner generate` must not wait for a database library.
@@ -12,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-GROUP = "limner.commands"
-
 if TYPE_CHECKING:
     # Typer keeps its own copy of click in some versions and imports click in others.
     Context = Any
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class CommandGroup(TyperGroup):
-    """The built-in commands, then those of the entry points."""
+    """The built-in commands, then those of the entry points in `group`."""
+
+    group = "limner.commands"
 
     def list_commands(self, ctx: Context) -> list[str]:
         """Return the names of all commands."""
@@ -39,7 +40,7 @@ class CommandGroup(TyperGroup):
 
     def entries(self) -> tuple[EntryPoint, ...]:
         """Return the entry points; overridden in tests."""
-        return tuple(entry_points(group=GROUP))
+        return tuple(entry_points(group=self.group))
 
 
 def load(entry: EntryPoint) -> Command:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from services.diffusion.families.loading import load_model, settle_torch_threads
+from services.diffusion.families.loading import load_model
 from services.diffusion.model import LoadedModel, ModelSpec
 from services.graphs.openvino_graph import native_precision
+from services.graphs.threads import settle_torch_threads
 from tests.diffusion.tiny import shared_cache
 
 # The first test waits for an export, which a busy machine can draw out to minutes.

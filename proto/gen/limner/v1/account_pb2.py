@@ -22,20 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/account.proto\x12\tlimner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetAccountRequest\"j\n\x12GetAccountResponse\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x33\n\x0fkey_create_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2[\n\x0e\x41\x63\x63ountService\x12I\n\nGetAccount\x12\x1c.limner.v1.GetAccountRequest\x1a\x1d.limner.v1.GetAccountResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/account.proto\x12\tlimner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetAccountRequest\"\x9a\x01\n\x12GetAccountResponse\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x33\n\x0fkey_create_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04tier\x18\x04 \x01(\t\x12 \n\x06scopes\x18\x05 \x03(\x0e\x32\x10.limner.v1.Scope\"!\n\x0fGetUsageRequest\x12\x0e\n\x06period\x18\x01 \x01(\t\"3\n\x10GetUsageResponse\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.limner.v1.Usage\"@\n\x11WatchUsageRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x12WatchUsageResponse\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.limner.v1.Usage\"\x9b\x03\n\x05Usage\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06period\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrequest_count\x18\x06 \x01(\x03\x12\x1a\n\rrequest_limit\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x14\x63harged_millicredits\x18\x08 \x01(\x03\x12\x1c\n\x14granted_millicredits\x18\t \x01(\x03\x12&\n\x19\x63redit_limit_millicredits\x18\n \x01(\x03H\x01\x88\x01\x01\x12#\n\x16remaining_millicredits\x18\x0b \x01(\x03H\x02\x88\x01\x01\x42\x10\n\x0e_request_limitB\x1c\n\x1a_credit_limit_millicreditsB\x19\n\x17_remaining_millicredits*g\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSCOPE_GENERATE\x10\x01\x12\x11\n\rSCOPE_UPSCALE\x10\x02\x12\x0f\n\x0bSCOPE_TRAIN\x10\x03\x12\x0f\n\x0bSCOPE_ADMIN\x10\x04\x32\xed\x01\n\x0e\x41\x63\x63ountService\x12I\n\nGetAccount\x12\x1c.limner.v1.GetAccountRequest\x1a\x1d.limner.v1.GetAccountResponse\x12\x43\n\x08GetUsage\x12\x1a.limner.v1.GetUsageRequest\x1a\x1b.limner.v1.GetUsageResponse\x12K\n\nWatchUsage\x12\x1c.limner.v1.WatchUsageRequest\x1a\x1d.limner.v1.WatchUsageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limner.v1.account_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETACCOUNTREQUEST']._serialized_start=71
-  _globals['_GETACCOUNTREQUEST']._serialized_end=90
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=92
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=198
-  _globals['_ACCOUNTSERVICE']._serialized_start=200
-  _globals['_ACCOUNTSERVICE']._serialized_end=291
+  _globals['_SCOPE']._serialized_start=904
+  _globals['_SCOPE']._serialized_end=1007
+  _globals['_GETACCOUNTREQUEST']._serialized_start=103
+  _globals['_GETACCOUNTREQUEST']._serialized_end=122
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=125
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=279
+  _globals['_GETUSAGEREQUEST']._serialized_start=281
+  _globals['_GETUSAGEREQUEST']._serialized_end=314
+  _globals['_GETUSAGERESPONSE']._serialized_start=316
+  _globals['_GETUSAGERESPONSE']._serialized_end=367
+  _globals['_WATCHUSAGEREQUEST']._serialized_start=369
+  _globals['_WATCHUSAGEREQUEST']._serialized_end=433
+  _globals['_WATCHUSAGERESPONSE']._serialized_start=435
+  _globals['_WATCHUSAGERESPONSE']._serialized_end=488
+  _globals['_USAGE']._serialized_start=491
+  _globals['_USAGE']._serialized_end=902
+  _globals['_ACCOUNTSERVICE']._serialized_start=1010
+  _globals['_ACCOUNTSERVICE']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,13 @@
 isort:skip_file
 The caller's own account."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Scope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
+    """Not a scope."""
+    SCOPE_GENERATE: _Scope.ValueType  # 1
+    """Drawing pictures."""
+    SCOPE_UPSCALE: _Scope.ValueType  # 2
+    """Upscaling pictures."""
+    SCOPE_TRAIN: _Scope.ValueType  # 3
+    """Training models."""
+    SCOPE_ADMIN: _Scope.ValueType  # 4
+    """Running the door: AdminService."""
+
+class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+    """What a key may be used for."""
+
+SCOPE_UNSPECIFIED: Scope.ValueType  # 0
+"""Not a scope."""
+SCOPE_GENERATE: Scope.ValueType  # 1
+"""Drawing pictures."""
+SCOPE_UPSCALE: Scope.ValueType  # 2
+"""Upscaling pictures."""
+SCOPE_TRAIN: Scope.ValueType  # 3
+"""Training models."""
+SCOPE_ADMIN: Scope.ValueType  # 4
+"""Running the door: AdminService."""
+Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 @_typing.final
 class GetAccountRequest(_message.Message):
@@ -43,13 +79,21 @@ class GetAccountResponse(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     KEY_CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Name of the account."""
     key_id: _builtins.str
     """Public id of the key, the part that `limner keys list` shows."""
+    tier: _builtins.str
+    """Name of the account's tier."""
     @_builtins.property
     def key_create_time(self) -> _timestamp_pb2.Timestamp:
         """When the key was created."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[Global___Scope.ValueType]:
+        """What the key may be used for."""
 
     def __init__(
         self,
@@ -57,11 +101,184 @@ class GetAccountResponse(_message.Message):
         account: _builtins.str = ...,
         key_id: _builtins.str = ...,
         key_create_time: _timestamp_pb2.Timestamp | None = ...,
+        tier: _builtins.str = ...,
+        scopes: _abc.Iterable[Global___Scope.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key_create_time", b"key_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "key_create_time", b"key_create_time", "key_id", b"key_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "key_create_time", b"key_create_time", "key_id", b"key_id", "scopes", b"scopes", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Which month to tell about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERIOD_FIELD_NUMBER: _builtins.int
+    period: _builtins.str
+    """Month in UTC, like `2026-11`. Empty: the current one. Reason: INVALID_PERIOD."""
+    def __init__(
+        self,
+        *,
+        period: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """The month."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What was used."""
+
+    def __init__(
+        self,
+        *,
+        usage: Global___Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class WatchUsageRequest(_message.Message):
+    """How to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Time between two looks, 1 second to 1 hour. Absent: 5 seconds. Reason: OUT_OF_RANGE."""
+
+    def __init__(
+        self,
+        *,
+        interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsageRequest: _TypeAlias = WatchUsageRequest  # noqa: Y015
+
+@_typing.final
+class WatchUsageResponse(_message.Message):
+    """The month so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What was used."""
+
+    def __init__(
+        self,
+        *,
+        usage: Global___Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsageResponse: _TypeAlias = WatchUsageResponse  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What an account used in a month. All credits are in millicredits: 1000 are one credit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_LIMIT_FIELD_NUMBER: _builtins.int
+    CHARGED_MILLICREDITS_FIELD_NUMBER: _builtins.int
+    GRANTED_MILLICREDITS_FIELD_NUMBER: _builtins.int
+    CREDIT_LIMIT_MILLICREDITS_FIELD_NUMBER: _builtins.int
+    REMAINING_MILLICREDITS_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """Name of the account."""
+    tier: _builtins.str
+    """Name of the account's tier."""
+    period: _builtins.str
+    """Month in UTC, like `2026-11`."""
+    request_count: _builtins.int
+    """Requests of which an artifact was delivered."""
+    request_limit: _builtins.int
+    """Requests that the tier allows in a month. Absent: without limit."""
+    charged_millicredits: _builtins.int
+    """Cost of the artifacts that were delivered."""
+    granted_millicredits: _builtins.int
+    """Credits that an administrator added for the month."""
+    credit_limit_millicredits: _builtins.int
+    """Credits of the tier for a month, without those that were granted. Absent: without limit."""
+    remaining_millicredits: _builtins.int
+    """Credits that are left: limit and grants less charges, 0 at least. Absent: without limit."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the month began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the month ends and the limits begin anew."""
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        period: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        request_count: _builtins.int = ...,
+        request_limit: _builtins.int | None = ...,
+        charged_millicredits: _builtins.int = ...,
+        granted_millicredits: _builtins.int = ...,
+        credit_limit_millicredits: _builtins.int | None = ...,
+        remaining_millicredits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_millicredits", b"_credit_limit_millicredits", "_remaining_millicredits", b"_remaining_millicredits", "_request_limit", b"_request_limit", "credit_limit_millicredits", b"credit_limit_millicredits", "end_time", b"end_time", "remaining_millicredits", b"remaining_millicredits", "request_limit", b"request_limit", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_millicredits", b"_credit_limit_millicredits", "_remaining_millicredits", b"_remaining_millicredits", "_request_limit", b"_request_limit", "account", b"account", "charged_millicredits", b"charged_millicredits", "credit_limit_millicredits", b"credit_limit_millicredits", "end_time", b"end_time", "granted_millicredits", b"granted_millicredits", "period", b"period", "remaining_millicredits", b"remaining_millicredits", "request_count", b"request_count", "request_limit", b"request_limit", "start_time", b"start_time", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credit_limit_millicredits: _TypeAlias = _typing.Literal["credit_limit_millicredits"]  # noqa: Y015
+    _WhichOneofArgType__credit_limit_millicredits: _TypeAlias = _typing.Literal["_credit_limit_millicredits", b"_credit_limit_millicredits"]  # noqa: Y015
+    _WhichOneofReturnType__remaining_millicredits: _TypeAlias = _typing.Literal["remaining_millicredits"]  # noqa: Y015
+    _WhichOneofArgType__remaining_millicredits: _TypeAlias = _typing.Literal["_remaining_millicredits", b"_remaining_millicredits"]  # noqa: Y015
+    _WhichOneofReturnType__request_limit: _TypeAlias = _typing.Literal["request_limit"]  # noqa: Y015
+    _WhichOneofArgType__request_limit: _TypeAlias = _typing.Literal["_request_limit", b"_request_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_limit_millicredits) -> _WhichOneofReturnType__credit_limit_millicredits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_millicredits) -> _WhichOneofReturnType__remaining_millicredits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_limit) -> _WhichOneofReturnType__request_limit | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015

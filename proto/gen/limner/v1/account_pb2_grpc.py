@@ -40,6 +40,16 @@ class AccountServiceStub:
                 request_serializer=limner_dot_v1_dot_account__pb2.GetAccountRequest.SerializeToString,
                 response_deserializer=limner_dot_v1_dot_account__pb2.GetAccountResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/limner.v1.AccountService/GetUsage',
+                request_serializer=limner_dot_v1_dot_account__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_account__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.WatchUsage = channel.unary_stream(
+                '/limner.v1.AccountService/WatchUsage',
+                request_serializer=limner_dot_v1_dot_account__pb2.WatchUsageRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_account__pb2.WatchUsageResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
@@ -53,6 +63,21 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """Tells what the account used in a month and what its tier allows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchUsage(self, request, context):
+        """Tells what the account uses this month, at once and whenever it changes, looked at every
+        `interval`. Goes on into the next month, until the caller cancels or the server drains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +85,16 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.GetAccount,
                     request_deserializer=limner_dot_v1_dot_account__pb2.GetAccountRequest.FromString,
                     response_serializer=limner_dot_v1_dot_account__pb2.GetAccountResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=limner_dot_v1_dot_account__pb2.GetUsageRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_account__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'WatchUsage': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUsage,
+                    request_deserializer=limner_dot_v1_dot_account__pb2.WatchUsageRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_account__pb2.WatchUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +125,60 @@ class AccountService:
             '/limner.v1.AccountService/GetAccount',
             limner_dot_v1_dot_account__pb2.GetAccountRequest.SerializeToString,
             limner_dot_v1_dot_account__pb2.GetAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limner.v1.AccountService/GetUsage',
+            limner_dot_v1_dot_account__pb2.GetUsageRequest.SerializeToString,
+            limner_dot_v1_dot_account__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/limner.v1.AccountService/WatchUsage',
+            limner_dot_v1_dot_account__pb2.WatchUsageRequest.SerializeToString,
+            limner_dot_v1_dot_account__pb2.WatchUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

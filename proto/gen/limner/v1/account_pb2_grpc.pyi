@@ -35,6 +35,12 @@ class AccountServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AccountServiceAsyncStub: ...
     GetAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]
     """Tells which account and key the call was made with."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetUsageRequest, _account_pb2.GetUsageResponse]
+    """Tells what the account used in a month and what its tier allows."""
+    WatchUsage: _grpc.UnaryStreamMultiCallable[_account_pb2.WatchUsageRequest, _account_pb2.WatchUsageResponse]
+    """Tells what the account uses this month, at once and whenever it changes, looked at every
+    `interval`. Goes on into the next month, until the caller cancels or the server drains.
+    """
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
@@ -43,6 +49,12 @@ class AccountServiceAsyncStub(AccountServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Tells which account and key the call was made with."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_account_pb2.GetUsageRequest, _account_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """Tells what the account used in a month and what its tier allows."""
+    WatchUsage: _aio.UnaryStreamMultiCallable[_account_pb2.WatchUsageRequest, _account_pb2.WatchUsageResponse]  # type: ignore[assignment]
+    """Tells what the account uses this month, at once and whenever it changes, looked at every
+    `interval`. Goes on into the next month, until the caller cancels or the server drains.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells callers about their account. Served by the gateway only."""
@@ -54,5 +66,23 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.GetAccountResponse, _abc.Awaitable[_account_pb2.GetAccountResponse]]:
         """Tells which account and key the call was made with."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _account_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.GetUsageResponse, _abc.Awaitable[_account_pb2.GetUsageResponse]]:
+        """Tells what the account used in a month and what its tier allows."""
+
+    @_abc_1.abstractmethod
+    def WatchUsage(
+        self,
+        request: _account_pb2.WatchUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_account_pb2.WatchUsageResponse], _abc.AsyncIterator[_account_pb2.WatchUsageResponse]]:
+        """Tells what the account uses this month, at once and whenever it changes, looked at every
+        `interval`. Goes on into the next month, until the caller cancels or the server drains.
+        """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

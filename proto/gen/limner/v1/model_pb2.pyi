@@ -60,6 +60,30 @@ TASK_UPSCALE: Task.ValueType  # 6
 """A larger picture."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
+class _PictureKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PictureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PictureKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PICTURE_KIND_UNSPECIFIED: _PictureKind.ValueType  # 0
+    """Not said."""
+    PICTURE_KIND_PHOTO: _PictureKind.ValueType  # 1
+    """Photographs."""
+    PICTURE_KIND_ILLUSTRATION: _PictureKind.ValueType  # 2
+    """Drawings, comics and animation."""
+
+class PictureKind(_PictureKind, metaclass=_PictureKindEnumTypeWrapper):
+    """What an upscaler is made for."""
+
+PICTURE_KIND_UNSPECIFIED: PictureKind.ValueType  # 0
+"""Not said."""
+PICTURE_KIND_PHOTO: PictureKind.ValueType  # 1
+"""Photographs."""
+PICTURE_KIND_ILLUSTRATION: PictureKind.ValueType  # 2
+"""Drawings, comics and animation."""
+Global___PictureKind: _TypeAlias = PictureKind  # noqa: Y015
+
 @_typing.final
 class ListModelsRequest(_message.Message):
     """Asks for all models."""
@@ -118,6 +142,8 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
     VOCABULARY_FIELD_NUMBER: _builtins.int
+    UPSCALE_LIMITS_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for requests."""
     display_name: _builtins.str
@@ -130,6 +156,8 @@ class Model(_message.Message):
     """Architecture, for example `sd1`."""
     license: _builtins.str
     """Licence of the weights, an SPDX expression or a name. Empty when unknown."""
+    is_default: _builtins.bool
+    """Whether its server takes it for a request that names no model."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[Global___Task.ValueType]:
         """What it can be asked for."""
@@ -140,15 +168,19 @@ class Model(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___ImageLimits:
-        """Limits of image requests."""
+        """Limits of image requests; set for models that draw."""
 
     @_builtins.property
     def defaults(self) -> Global___ImageDefaults:
-        """Values used where a request leaves them out."""
+        """Values used where a request leaves them out; set for models that draw."""
 
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
         """The words that the model was trained on; absent for models with open vocabulary."""
+
+    @_builtins.property
+    def upscale_limits(self) -> Global___UpscaleLimits:
+        """Limits of upscaling requests; set for upscalers, which leave `limits` and `defaults` unset."""
 
     def __init__(
         self,
@@ -164,10 +196,12 @@ class Model(_message.Message):
         limits: Global___ImageLimits | None = ...,
         defaults: Global___ImageDefaults | None = ...,
         vocabulary: Global___Vocabulary | None = ...,
+        upscale_limits: Global___UpscaleLimits | None = ...,
+        is_default: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits", "upscale_limits", b"upscale_limits", "vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "description", b"description", "display_name", b"display_name", "family", b"family", "license", b"license", "limits", b"limits", "name", b"name", "revision", b"revision", "samplers", b"samplers", "tasks", b"tasks", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "description", b"description", "display_name", b"display_name", "family", b"family", "is_default", b"is_default", "license", b"license", "limits", b"limits", "name", b"name", "revision", b"revision", "samplers", b"samplers", "tasks", b"tasks", "upscale_limits", b"upscale_limits", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,3 +338,45 @@ class Vocabulary(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Vocabulary: _TypeAlias = Vocabulary  # noqa: Y015
+
+@_typing.final
+class UpscaleLimits(_message.Message):
+    """Limits of upscaling requests. All bounds are inclusive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_SCALE_FIELD_NUMBER: _builtins.int
+    MAX_SCALE_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_PIXEL_COUNT_FIELD_NUMBER: _builtins.int
+    PICTURE_KINDS_FIELD_NUMBER: _builtins.int
+    DEFAULT_DENOISE_STRENGTH_FIELD_NUMBER: _builtins.int
+    min_scale: _builtins.float
+    """Smallest scale."""
+    max_scale: _builtins.float
+    """Largest scale: the one that the network itself makes, and the default."""
+    max_output_pixel_count: _builtins.int
+    """Largest width times height of an artifact in pixels."""
+    default_denoise_strength: _builtins.float
+    """Noise removal when a request leaves it out; absent for a model that has none."""
+    @_builtins.property
+    def picture_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___PictureKind.ValueType]:
+        """What the model was trained on."""
+
+    def __init__(
+        self,
+        *,
+        min_scale: _builtins.float = ...,
+        max_scale: _builtins.float = ...,
+        max_output_pixel_count: _builtins.int = ...,
+        picture_kinds: _abc.Iterable[Global___PictureKind.ValueType] | None = ...,
+        default_denoise_strength: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_denoise_strength", b"_default_denoise_strength", "default_denoise_strength", b"default_denoise_strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_denoise_strength", b"_default_denoise_strength", "default_denoise_strength", b"default_denoise_strength", "max_output_pixel_count", b"max_output_pixel_count", "max_scale", b"max_scale", "min_scale", b"min_scale", "picture_kinds", b"picture_kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_denoise_strength: _TypeAlias = _typing.Literal["default_denoise_strength"]  # noqa: Y015
+    _WhichOneofArgType__default_denoise_strength: _TypeAlias = _typing.Literal["_default_denoise_strength", b"_default_denoise_strength"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_denoise_strength) -> _WhichOneofReturnType__default_denoise_strength | None: ...
+
+Global___UpscaleLimits: _TypeAlias = UpscaleLimits  # noqa: Y015

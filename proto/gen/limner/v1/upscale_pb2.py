@@ -23,21 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from limner.v1 import artifact_pb2 as limner_dot_v1_dot_artifact__pb2
+from limner.v1 import generation_pb2 as limner_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/upscale.proto\x12\tlimner.v1\x1a\x18limner/v1/artifact.proto\"q\n\x13UpscaleImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\r\n\x05scale\x18\x03 \x01(\x01\x12-\n\routput_format\x18\x04 \x01(\x0e\x32\x16.limner.v1.ImageFormat\"z\n\x14UpscaleImageResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.limner.v1.TileProgressH\x00\x12,\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.limner.v1.ArtifactChunkH\x00\x42\x07\n\x05\x65vent\"F\n\x0cTileProgress\x12\x1c\n\x14\x63ompleted_tile_count\x18\x01 \x01(\x05\x12\x18\n\x10total_tile_count\x18\x02 \x01(\x05\x32\x63\n\x0eUpscaleService\x12Q\n\x0cUpscaleImage\x12\x1e.limner.v1.UpscaleImageRequest\x1a\x1f.limner.v1.UpscaleImageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/upscale.proto\x12\tlimner.v1\x1a\x18limner/v1/artifact.proto\x1a\x1alimner/v1/generation.proto\"\xb4\x01\n\x13UpscaleImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\x05scale\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12-\n\routput_format\x18\x04 \x01(\x0e\x32\x16.limner.v1.ImageFormat\x12\x1d\n\x10\x64\x65noise_strength\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_scaleB\x13\n\x11_denoise_strength\"\xcf\x01\n\x14UpscaleImageResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.limner.v1.TileProgressH\x00\x12,\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.limner.v1.ArtifactChunkH\x00\x12.\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1a.limner.v1.UpscaleAcceptedH\x00\x12#\n\x06queued\x18\x04 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"\xc2\x02\n\x0fUpscaleAccepted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0emodel_revision\x18\x03 \x01(\t\x12\x14\n\x0csource_width\x18\x04 \x01(\x05\x12\x15\n\rsource_height\x18\x05 \x01(\x05\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x0e\n\x06height\x18\x07 \x01(\x05\x12\r\n\x05scale\x18\x08 \x01(\x01\x12-\n\routput_format\x18\t \x01(\x0e\x32\x16.limner.v1.ImageFormat\x12\x1d\n\x10\x64\x65noise_strength\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ntile_count\x18\x0b \x01(\x05\x12\"\n\x07notices\x18\x0c \x03(\x0b\x32\x11.limner.v1.NoticeB\x13\n\x11_denoise_strength\"F\n\x0cTileProgress\x12\x1c\n\x14\x63ompleted_tile_count\x18\x01 \x01(\x05\x12\x18\n\x10total_tile_count\x18\x02 \x01(\x05\x32\x63\n\x0eUpscaleService\x12Q\n\x0cUpscaleImage\x12\x1e.limner.v1.UpscaleImageRequest\x1a\x1f.limner.v1.UpscaleImageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limner.v1.upscale_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPSCALEIMAGEREQUEST']._serialized_start=64
-  _globals['_UPSCALEIMAGEREQUEST']._serialized_end=177
-  _globals['_UPSCALEIMAGERESPONSE']._serialized_start=179
-  _globals['_UPSCALEIMAGERESPONSE']._serialized_end=301
-  _globals['_TILEPROGRESS']._serialized_start=303
-  _globals['_TILEPROGRESS']._serialized_end=373
-  _globals['_UPSCALESERVICE']._serialized_start=375
-  _globals['_UPSCALESERVICE']._serialized_end=474
+  _globals['_UPSCALEIMAGEREQUEST']._serialized_start=93
+  _globals['_UPSCALEIMAGEREQUEST']._serialized_end=273
+  _globals['_UPSCALEIMAGERESPONSE']._serialized_start=276
+  _globals['_UPSCALEIMAGERESPONSE']._serialized_end=483
+  _globals['_UPSCALEACCEPTED']._serialized_start=486
+  _globals['_UPSCALEACCEPTED']._serialized_end=808
+  _globals['_TILEPROGRESS']._serialized_start=810
+  _globals['_TILEPROGRESS']._serialized_end=880
+  _globals['_UPSCALESERVICE']._serialized_start=882
+  _globals['_UPSCALESERVICE']._serialized_end=981
 # @@protoc_insertion_point(module_scope)

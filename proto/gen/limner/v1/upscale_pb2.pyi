@@ -3,9 +3,12 @@
 isort:skip_file
 Larger pictures from small ones."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from limner.v1 import artifact_pb2 as _artifact_pb2
+from limner.v1 import generation_pb2 as _generation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class UpscaleImageRequest(_message.Message):
-    """What to upscale and how far."""
+    """What to upscale and how far. A model's scales are in `Model.upscale_limits`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -27,27 +30,52 @@ class UpscaleImageRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    DENOISE_STRENGTH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of the model. Empty: the default model."""
+    """Name of the model. Empty: the only or the configured default model.
+    NOT_FOUND with reason MODEL_NOT_FOUND when it does not exist.
+    """
     image: _builtins.bytes
-    """Encoded source image: PNG, JPEG or WebP. Required."""
+    """Encoded source image: PNG, JPEG or WebP, one frame, at most 32 MiB less the rest of the message.
+    EXIF orientation is applied; the ICC profile and transparency are kept. 16 bits a channel are
+    reduced to 8, CMYK becomes sRGB, a palette becomes RGB; grayscale stays grayscale.
+    Reasons: REQUIRED, NOT_AN_IMAGE, ANIMATED, BROKEN (truncated or damaged), TOO_LARGE (more pixels
+    than the model can turn into `UpscaleLimits.max_output_pixel_count`).
+    """
     scale: _builtins.float
-    """Factor by which width and height grow. Reason: OUT_OF_RANGE."""
+    """Factor by which width and height grow, within `UpscaleLimits`; the model's own when absent.
+    Below the model's own, its result is reduced by an antialiased Lanczos filter.
+    Reasons: OUT_OF_RANGE (also where the output would have too many pixels), NOT_FINITE.
+    """
     output_format: _artifact_pb2.ImageFormat.ValueType
-    """Format of the artifact. Reason: UNSUPPORTED."""
+    """Format of the artifact. JPEG and WebP limit the sides to 65500 and 16383 pixels.
+    Reasons: UNSUPPORTED, TOO_LARGE.
+    """
+    denoise_strength: _builtins.float
+    """How much noise to remove, 0 to 1, rounded to tenths; the model's default when absent.
+    Reasons: UNSUPPORTED (by the model), OUT_OF_RANGE, NOT_FINITE.
+    """
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         image: _builtins.bytes = ...,
-        scale: _builtins.float = ...,
+        scale: _builtins.float | None = ...,
         output_format: _artifact_pb2.ImageFormat.ValueType = ...,
+        denoise_strength: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength", "_scale", b"_scale", "denoise_strength", b"denoise_strength", "scale", b"scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "model", b"model", "output_format", b"output_format", "scale", b"scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength", "_scale", b"_scale", "denoise_strength", b"denoise_strength", "image", b"image", "model", b"model", "output_format", b"output_format", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__denoise_strength: _TypeAlias = _typing.Literal["denoise_strength"]  # noqa: Y015
+    _WhichOneofArgType__denoise_strength: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denoise_strength) -> _WhichOneofReturnType__denoise_strength | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
 
 Global___UpscaleImageRequest: _TypeAlias = UpscaleImageRequest  # noqa: Y015
 
@@ -59,29 +87,113 @@ class UpscaleImageResponse(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___TileProgress:
-        """Tiles done so far."""
+        """Tiles done so far. Slow readers see the latest state only."""
 
     @_builtins.property
     def artifact(self) -> _artifact_pb2.ArtifactChunk:
         """A piece of the finished picture."""
+
+    @_builtins.property
+    def accepted(self) -> Global___UpscaleAccepted:
+        """First event: what will be made, with every default resolved."""
+
+    @_builtins.property
+    def queued(self) -> _generation_pb2.Queued:
+        """The request waits for the device. Sent when the position changes."""
 
     def __init__(
         self,
         *,
         progress: Global___TileProgress | None = ...,
         artifact: _artifact_pb2.ArtifactChunk | None = ...,
+        accepted: Global___UpscaleAccepted | None = ...,
+        queued: _generation_pb2.Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "event", b"event", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "event", b"event", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "artifact"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "artifact", "accepted", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___UpscaleImageResponse: _TypeAlias = UpscaleImageResponse  # noqa: Y015
+
+@_typing.final
+class UpscaleAccepted(_message.Message):
+    """Every value that the server settled on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    SOURCE_WIDTH_FIELD_NUMBER: _builtins.int
+    SOURCE_HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    DENOISE_STRENGTH_FIELD_NUMBER: _builtins.int
+    TILE_COUNT_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id of the request, as in the `x-request-id` metadata and in the logs."""
+    model: _builtins.str
+    """Name of the model."""
+    model_revision: _builtins.str
+    """Revision of the model: a digest of its weights."""
+    source_width: _builtins.int
+    """Width of the source in pixels, after its EXIF orientation."""
+    source_height: _builtins.int
+    """Height of the source in pixels, after its EXIF orientation."""
+    width: _builtins.int
+    """Width of the artifact in pixels."""
+    height: _builtins.int
+    """Height of the artifact in pixels."""
+    scale: _builtins.float
+    """Factor by which width and height grow, up to rounding to whole pixels."""
+    output_format: _artifact_pb2.ImageFormat.ValueType
+    """Format of the artifact."""
+    denoise_strength: _builtins.float
+    """Noise removal; absent for a model that has none."""
+    tile_count: _builtins.int
+    """Tiles that will be computed."""
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Notice]:
+        """Remarks that do not stop the request: REDUCED_TO_8_BITS, CONVERTED_TO_SRGB (from CMYK),
+        ALPHA_FLATTENED (onto white, for JPEG).
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        model_revision: _builtins.str = ...,
+        source_width: _builtins.int = ...,
+        source_height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        scale: _builtins.float = ...,
+        output_format: _artifact_pb2.ImageFormat.ValueType = ...,
+        denoise_strength: _builtins.float | None = ...,
+        tile_count: _builtins.int = ...,
+        notices: _abc.Iterable[_generation_pb2.Notice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength", "denoise_strength", b"denoise_strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength", "denoise_strength", b"denoise_strength", "height", b"height", "model", b"model", "model_revision", b"model_revision", "notices", b"notices", "output_format", b"output_format", "request_id", b"request_id", "scale", b"scale", "source_height", b"source_height", "source_width", b"source_width", "tile_count", b"tile_count", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__denoise_strength: _TypeAlias = _typing.Literal["denoise_strength"]  # noqa: Y015
+    _WhichOneofArgType__denoise_strength: _TypeAlias = _typing.Literal["_denoise_strength", b"_denoise_strength"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denoise_strength) -> _WhichOneofReturnType__denoise_strength | None: ...
+
+Global___UpscaleAccepted: _TypeAlias = UpscaleAccepted  # noqa: Y015
 
 @_typing.final
 class TileProgress(_message.Message):

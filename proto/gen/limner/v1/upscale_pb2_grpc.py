@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class UpscaleServiceStub:
-    """Upscales images. Not served yet.
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
     """
 
     def __init__(self, channel):
@@ -43,12 +46,23 @@ class UpscaleServiceStub:
 
 
 class UpscaleServiceServicer:
-    """Upscales images. Not served yet.
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
     """
 
     def UpscaleImage(self, request, context):
-        """Upscales one image and reports on the way: `progress` by tile, then the artifact in chunks.
-        A failure is the status of the call, never an event.
+        """Upscales one image and reports on the way.
+
+        The stream opens with `accepted`, which echoes every resolved value, then carries `queued`,
+        `progress` by tile, and the artifact in chunks. Status OK means that the artifact was delivered.
+        A failure is the status of the call, never an event:
+        INVALID_ARGUMENT lists all violations as google.rpc.BadRequest with field paths;
+        NOT_FOUND (MODEL_NOT_FOUND) names the models that exist;
+        RESOURCE_EXHAUSTED (QUEUE_FULL) carries google.rpc.RetryInfo;
+        UNAVAILABLE when the server shuts down or the model's backend is lost.
+        Cancelling the call frees the device within one batch of tiles.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +85,10 @@ def add_UpscaleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UpscaleService:
-    """Upscales images. Not served yet.
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
     """
 
     @staticmethod

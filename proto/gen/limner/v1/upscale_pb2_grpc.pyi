@@ -27,29 +27,57 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UpscaleServiceStub:
-    """Upscales images. Not served yet."""
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UpscaleServiceAsyncStub: ...
     UpscaleImage: _grpc.UnaryStreamMultiCallable[_upscale_pb2.UpscaleImageRequest, _upscale_pb2.UpscaleImageResponse]
-    """Upscales one image and reports on the way: `progress` by tile, then the artifact in chunks.
-    A failure is the status of the call, never an event.
+    """Upscales one image and reports on the way.
+
+    The stream opens with `accepted`, which echoes every resolved value, then carries `queued`,
+    `progress` by tile, and the artifact in chunks. Status OK means that the artifact was delivered.
+    A failure is the status of the call, never an event:
+    INVALID_ARGUMENT lists all violations as google.rpc.BadRequest with field paths;
+    NOT_FOUND (MODEL_NOT_FOUND) names the models that exist;
+    RESOURCE_EXHAUSTED (QUEUE_FULL) carries google.rpc.RetryInfo;
+    UNAVAILABLE when the server shuts down or the model's backend is lost.
+    Cancelling the call frees the device within one batch of tiles.
     """
 
 @_typing.type_check_only
 class UpscaleServiceAsyncStub(UpscaleServiceStub):
-    """Upscales images. Not served yet."""
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UpscaleImage: _aio.UnaryStreamMultiCallable[_upscale_pb2.UpscaleImageRequest, _upscale_pb2.UpscaleImageResponse]  # type: ignore[assignment]
-    """Upscales one image and reports on the way: `progress` by tile, then the artifact in chunks.
-    A failure is the status of the call, never an event.
+    """Upscales one image and reports on the way.
+
+    The stream opens with `accepted`, which echoes every resolved value, then carries `queued`,
+    `progress` by tile, and the artifact in chunks. Status OK means that the artifact was delivered.
+    A failure is the status of the call, never an event:
+    INVALID_ARGUMENT lists all violations as google.rpc.BadRequest with field paths;
+    NOT_FOUND (MODEL_NOT_FOUND) names the models that exist;
+    RESOURCE_EXHAUSTED (QUEUE_FULL) carries google.rpc.RetryInfo;
+    UNAVAILABLE when the server shuts down or the model's backend is lost.
+    Cancelling the call frees the device within one batch of tiles.
     """
 
 class UpscaleServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Upscales images. Not served yet."""
+    """Upscales images.
+
+    The gateway and the upscale server serve this same service: the gateway authenticates, admits by
+    megapixel and relays.
+    """
 
     @_abc_1.abstractmethod
     def UpscaleImage(
@@ -57,8 +85,16 @@ class UpscaleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _upscale_pb2.UpscaleImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_upscale_pb2.UpscaleImageResponse], _abc.AsyncIterator[_upscale_pb2.UpscaleImageResponse]]:
-        """Upscales one image and reports on the way: `progress` by tile, then the artifact in chunks.
-        A failure is the status of the call, never an event.
+        """Upscales one image and reports on the way.
+
+        The stream opens with `accepted`, which echoes every resolved value, then carries `queued`,
+        `progress` by tile, and the artifact in chunks. Status OK means that the artifact was delivered.
+        A failure is the status of the call, never an event:
+        INVALID_ARGUMENT lists all violations as google.rpc.BadRequest with field paths;
+        NOT_FOUND (MODEL_NOT_FOUND) names the models that exist;
+        RESOURCE_EXHAUSTED (QUEUE_FULL) carries google.rpc.RetryInfo;
+        UNAVAILABLE when the server shuts down or the model's backend is lost.
+        Cancelling the call frees the device within one batch of tiles.
         """
 
 def add_UpscaleServiceServicer_to_server(servicer: UpscaleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Upscaling pictures of mixed sizes: Limner's tile batcher beside the ncnn wheel and torch."""

@@ -1,0 +1,113 @@
+"""`limner accounts`: create, list, change the tier, suspend, resume, grant credits."""
+
+from __future__ import annotations
+
+import sys
+from decimal import Decimal, InvalidOperation
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.client.accounts import ManagedAccount
+from services.client.cli.remote import JsonOption, credits, minute, print_json, with_server
+from services.client.client import Client
+
+app = typer.Typer(help="Create and change accounts. Needs an admin key.", no_args_is_help=True)
+
+_Account = Annotated[str, typer.Argument(help="Name of the account.")]
+
+
+@app.command()
+@with_server
+def create(
+    client: Client,
+    account: _Account,
+    tier: Annotated[str, typer.Option(help="Its tier; `free` when left out.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Create an account."""
+    _tell(client.admin.create_account(account, tier=tier), as_json)
+
+
+@app.command("list")
+@with_server
+def list_accounts(client: Client, as_json: JsonOption = False) -> None:
+    """List all accounts with tier and state."""
+    found = list(client.admin.accounts())
+    if as_json:
+        print_json(found)
+        return
+    table = Table("account", "tier", "state", "created")
+    for account in found:
+        cells = (account.name, account.tier, _state(account), minute(account.created, never=""))
+        table.add_row(*map(Text, cells))
+    Console().print(table)
+
+
+@app.command("set-tier")
+@with_server
+def set_tier(
+    client: Client,
+    account: _Account,
+    tier: Annotated[str, typer.Argument(help="Name of the tier; `limner tiers` lists them.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Change an account's tier, from its next request on."""
+    _tell(client.admin.set_tier(account, tier), as_json)
+
+
+@app.command()
+@with_server
+def suspend(client: Client, account: _Account, as_json: JsonOption = False) -> None:
+    """Shut all keys of an account out. Running requests go on."""
+    _tell(client.admin.suspend(account), as_json)
+
+
+@app.command()
+@with_server
+def resume(client: Client, account: _Account, as_json: JsonOption = False) -> None:
+    """Let the keys of a suspended account in again."""
+    _tell(client.admin.resume(account), as_json)
+
+
+@app.command()
+@with_server
+def grant(
+    client: Client,
+    account: _Account,
+    amount: Annotated[str, typer.Argument(metavar="CREDITS", help="How many, like 25 or 0.5.")],
+    note: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Add credits to an account's current month; they end with it."""
+    usage = client.admin.grant(account, _millicredits(amount), note=note)
+    if as_json:
+        print_json(usage)
+        return
+    granted = credits(usage.granted_millicredits)
+    sys.stdout.write(f"{usage.account}: {granted} credits granted for {usage.period} in all\n")
+
+
+def _millicredits(amount: str) -> int:
+    try:
+        millicredits = Decimal(amount) * 1000
+    except InvalidOperation:
+        millicredits = Decimal("NaN")
+    if not millicredits.is_finite() or millicredits <= 0 or millicredits % 1:
+        message = f"must be a positive number with at most three decimals, got {amount!r}"
+        raise typer.BadParameter(message, param_hint="CREDITS")
+    return int(millicredits)
+
+
+def _tell(account: ManagedAccount, as_json: bool) -> None:
+    if as_json:
+        print_json(account)
+    else:
+        sys.stdout.write(f"{account.name}: tier {account.tier}, {_state(account)}\n")
+
+
+def _state(account: ManagedAccount) -> str:
+    return "active" if account.suspended is None else "suspended"

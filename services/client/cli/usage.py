@@ -1,0 +1,119 @@
+"""`limner usage`, `tiers` and `audit`: what was used, what is allowed, who changed what."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.client.accounts import Usage
+from services.client.cli.remote import JsonOption, credits, minute, print_json, with_server
+from services.client.client import Client
+
+_UNLIMITED = "unlimited"
+
+
+@with_server
+def usage(
+    client: Client,
+    account: Annotated[
+        str, typer.Option(help="Another account than the caller's; needs an admin key.")
+    ] = "",
+    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="Another month, in UTC.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Go on and show changes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the requests and credits of a month."""
+    if watch and (account or month):
+        raise typer.BadParameter("shows the caller's current month only", param_hint="--watch")
+    show = print_json if as_json else _print_usage
+    if watch:
+        for current in client.watch_usage():
+            show(current)
+    elif account:
+        show(client.admin.usage(account, month))
+    else:
+        show(client.usage(month))
+
+
+@with_server
+def tiers(client: Client, as_json: JsonOption = False) -> None:
+    """List the tiers with their limits. Needs an admin key."""
+    found = client.admin.tiers()
+    if as_json:
+        print_json(found)
+        return
+    table = Table(caption="credits and requests a month; pictures up to so many pixels and steps")
+    for heading in ("tier", "requests/min", "at once", "requests", "credits", "pixels", "steps"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("models")
+    for tier in found:
+        quota = tier.monthly_requests
+        budget = tier.monthly_millicredits
+        cells = (
+            f"{tier.name} (shadow)" if tier.shadow else tier.name,
+            f"{tier.requests_per_minute:,}, burst {tier.burst:,}",
+            f"{tier.concurrent_requests:,}",
+            _UNLIMITED if quota is None else f"{quota:,}",
+            _UNLIMITED if budget is None else credits(budget),
+            f"{tier.max_pixels:,}",
+            f"{tier.max_step_count:,}",
+            ", ".join(tier.models),
+        )
+        table.add_row(*map(Text, cells))
+    Console().print(table)
+
+
+@with_server
+def audit(
+    client: Client,
+    account: Annotated[str, typer.Option(help="Only changes of this account.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List changes of accounts, keys and credits. Needs an admin key."""
+    found = client.admin.audit_entries(account, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("time (UTC)", "by", "change", "account", "key", "details")
+    for entry in found:
+        cells = (
+            minute(entry.time, never=""),
+            f"{entry.actor_account} {entry.actor_key_id}".strip(),
+            *(entry.action, entry.account, entry.key_id),
+            ", ".join(f"{name}={json.dumps(value)}" for name, value in entry.details.items()),
+        )
+        table.add_row(*map(Text, cells))
+    Console().print(table if found else "There are no changes.")
+
+
+def _print_usage(found: Usage) -> None:
+    table = Table(title=f"{found.account}, tier {found.tier}, {found.period}")
+    table.add_column("")
+    for heading in ("used", "limit", "granted", "left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    requests = found.request_limit
+    left = None if requests is None else max(0, requests - found.request_count)
+    table.add_row("requests", f"{found.request_count:,}", _number(requests), "", _number(left))
+    table.add_row(
+        "credits",
+        credits(found.charged_millicredits),
+        _credits(found.credit_limit_millicredits),
+        credits(found.granted_millicredits),
+        _credits(found.remaining_millicredits),
+    )
+    table.caption = f"begins anew on {minute(found.end, never='')} UTC"
+    Console().print(table)
+
+
+def _number(count: int | None) -> str:
+    return _UNLIMITED if count is None else f"{count:,}"
+
+
+def _credits(millicredits: int | None) -> str:
+    return _UNLIMITED if millicredits is None else credits(millicredits)

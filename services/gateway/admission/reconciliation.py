@@ -1,0 +1,168 @@
+"""Puts the store right from the ledger: balances that it never knew, lost or got wrong.
+
+Called by `control` when the store does not know an account, after a lease ended in a way that the
+store did not see, when credits were granted, at start, and on a timer.
+
+The ledger has what was charged, also by requests that still run; the store has these as
+reservations. A balance is therefore what the ledger says without the requests that run in the
+store, and it is taken only if no lease changed between the two looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.gateway.admission.store import AdmissionStore, Balance, StoreError, Usage
+from services.gateway.ledger import Usage as LedgerUsage
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.period import Period
+from services.storage.database import is_outage
+
+_ATTEMPTS = 20
+
+_log = logging.getLogger(__name__)
+
+
+class LedgerDownError(Exception):
+    """The ledger did not answer, or not in time."""
+
+
+@contextmanager
+def ledger_errors() -> Iterator[None]:
+    """Turns an outage of the database inside the block into LedgerDownError."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
+        if not (isinstance(error, TimeoutError) or is_outage(error)):
+            raise
+        raise LedgerDownError(type(error).__name__) from error
+
+
+class Ledger(Protocol):
+    """What admission needs of the ledger of record, see `services.gateway.ledger`."""
+
+    async def charge(
+        self,
+        *,
+        account: str,
+        request_id: str,
+        item: str,
+        millicredits: int,
+        service: str,
+        model: str,
+        at: datetime,
+    ) -> bool:
+        """Appends an entry; False when it was there already."""
+
+    async def usage(
+        self, account: str, period: Period, *, excluding: Collection[str] = ()
+    ) -> LedgerUsage:
+        """The month of an account without the requests `excluding`."""
+
+
+class Reconciliation:
+    """Corrects `store` from `ledger`."""
+
+    def __init__(
+        self,
+        store: AdmissionStore,
+        ledger: Ledger,
+        metrics: GatewayMetrics,
+        *,
+        ledger_timeout_s: float,
+    ) -> None:
+        self._ledger_timeout_s = ledger_timeout_s
+        self._store = store
+        self._ledger = ledger
+        self._metrics = metrics
+        self._running: dict[str, asyncio.Task[bool]] = {}
+        self._suspects: set[str] = set()
+
+    def suspect(self, account: str) -> None:
+        """Has the account corrected soon."""
+        self._suspects.add(account)
+
+    async def correct(self, account: str) -> bool:
+        """Sets the account's balance; False when its leases changed all the time.
+
+        Calls for the same account at the same time share one correction. Raises StoreError,
+        LedgerDownError.
+        """
+        task = self._running.get(account)
+        if task is None:
+            task = asyncio.create_task(self._correct(account))
+            self._running[account] = task
+            task.add_done_callback(lambda done: self._forget(account, done))
+        return await asyncio.shield(task)
+
+    def _forget(self, account: str, done: asyncio.Task[bool]) -> None:
+        del self._running[account]
+        if not done.cancelled():
+            done.exception()  # whoever waited has it; everybody who waited may be gone
+
+    async def correct_suspects(self) -> None:
+        """Corrects what was suspected; what cannot be corrected now stays suspected."""
+        for account in list(self._suspects):
+            if await self._corrected(account):
+                self._suspects.discard(account)
+
+    async def correct_all(self) -> None:
+        """Corrects every account that the store knows; failures are logged and left for later."""
+        try:
+            async for account in self._store.accounts():
+                if not await self._corrected(account):
+                    self._suspects.add(account)
+        except StoreError as error:
+            _log.warning("balances not corrected", extra={"why": str(error)})
+
+    async def _corrected(self, account: str) -> bool:
+        try:
+            return await self.correct(account)
+        except (StoreError, LedgerDownError) as error:
+            extra = {"account": account, "why": type(error).__name__}
+            _log.warning("a balance was not corrected", extra=extra)
+            return False
+
+    async def _correct(self, account: str) -> bool:
+        for _ in range(_ATTEMPTS):
+            seen = await self._store.snapshot(account)
+            usage = await self.read(account, seen.usage.period, seen.running)
+            balance = Balance(
+                period=seen.usage.period,
+                request_count=usage.request_count,
+                charged_millicredits=usage.charged_millicredits,
+                granted_millicredits=usage.granted_millicredits,
+            )
+            if seen.is_known and balance == _balance(seen.usage):
+                return True
+            if await self._store.set_balance(account, balance, revision=seen.revision):
+                if seen.is_known:
+                    self._metrics.balance_corrections.inc()
+                    extra = {"account": account, "period": str(balance.period)}
+                    _log.warning("a balance was corrected from the ledger", extra=extra)
+                return True
+        return False
+
+    async def read(
+        self, account: str, period: Period, running: Collection[str] = ()
+    ) -> LedgerUsage:
+        """The ledger's month of an account without `running`. Raises LedgerDownError."""
+        with ledger_errors():
+            async with asyncio.timeout(self._ledger_timeout_s):
+                return await self._ledger.usage(account, period, excluding=running)
+
+
+def _balance(usage: Usage) -> Balance:
+    return Balance(
+        period=usage.period,
+        request_count=usage.request_count,
+        charged_millicredits=usage.charged_millicredits,
+        granted_millicredits=usage.granted_millicredits,
+    )

@@ -1,0 +1,235 @@
+"""The ledger of record: what was delivered and what it cost, append-only, in SQL.
+
+Admission appends an entry for every finished artifact and puts its store right from `usage` and
+`balances`; the account and admin services read the sums. An entry is unique by account, request id
+and item, so that appending twice is one entry. The sums of a month are kept in the transaction that
+appends: usage is one look-up however long the ledger is. It decides nothing and enforces no limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, and_, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.gateway.account_store import require_account
+from services.gateway.audit import Actor, record
+from services.gateway.period import Period
+from services.gateway.tables import credit_grants, ledger_entries, monthly_usage
+from services.storage.database import begin_write, insert_into
+
+_PAGE_ROWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What an account used in a month. A request counts when one of its artifacts was delivered."""
+
+    account: str
+    period: Period
+    request_count: int = 0
+    charged_millicredits: int = 0
+    granted_millicredits: int = 0
+    """On top of the tier's monthly credits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """The ledger behind `engine`; every method is one transaction."""
+
+    engine: AsyncEngine
+
+    async def charge(
+        self,
+        *,
+        account: str,
+        request_id: str,
+        item: str,
+        millicredits: int,
+        service: str,
+        model: str,
+        at: datetime,
+    ) -> bool:
+        """Appends an entry in the month of `at`; False when it was there already, nothing changed.
+
+        Once it returns, the entry survives a crash. `request_id` has at most 200 characters, `item`
+        64. Raises ValueError for a negative amount.
+        """
+        if millicredits < 0:
+            raise ValueError(f"a charge is not negative: {millicredits}")
+        period = str(Period.containing(at))
+        async with begin_write(self.engine) as connection:
+            await _hold_month(connection, account, period)
+            is_known_request = await _has_entry(connection, account, request_id)
+            values = {
+                "account": account,
+                "request_id": request_id,
+                "item": item,
+                "period": period,
+                "millicredits": millicredits,
+                "service": service,
+                "model": model,
+                "at": at,
+            }
+            append = insert_into(connection, ledger_entries).values(values)
+            appended = append.on_conflict_do_nothing().returning(ledger_entries.c.id)
+            if (await connection.execute(appended)).first() is None:
+                return False
+            await _add(
+                connection, account, period, requests=not is_known_request, charged=millicredits
+            )
+        return True
+
+    async def grant(
+        self,
+        *,
+        account: str,
+        millicredits: int,
+        note: str,
+        actor: Actor,
+        at: datetime | None = None,
+    ) -> Usage:
+        """Adds credits to the month of `at`, now by default, and returns the month as it is then.
+
+        They end with the month. The same account and `actor.request_id` again change nothing.
+        Raises NotFoundError for an unknown account, ValueError for an amount that is not positive.
+        """
+        if millicredits <= 0:
+            raise ValueError(f"a grant is positive: {millicredits}")
+        at = at or datetime.now(UTC)
+        period = Period.containing(at)
+        async with begin_write(self.engine) as connection:
+            await require_account(connection, account)
+            await _hold_month(connection, account, str(period))
+            values = {
+                "account": account,
+                "request_id": actor.request_id,
+                "period": str(period),
+                "millicredits": millicredits,
+                "granted_by": actor.account,
+                "note": note,
+                "at": at,
+            }
+            append = insert_into(connection, credit_grants).values(values)
+            appended = append.on_conflict_do_nothing().returning(credit_grants.c.id)
+            if (await connection.execute(appended)).first() is not None:
+                await _add(connection, account, str(period), granted=millicredits)
+                details = {"millicredits": millicredits, "period": str(period), "note": note}
+                await record(connection, actor, "credits.grant", account=account, details=details)
+            return await _read(connection, account, period)
+
+    async def usage(
+        self, account: str, period: Period, *, excluding: Collection[str] = ()
+    ) -> Usage:
+        """What an account used in a month; nothing for an account that does not exist.
+
+        Requests whose id is in `excluding` do not count. One consistent look, whoever appends.
+        """
+        async with self.engine.connect() as connection:
+            return await _read(connection, account, period, excluding)
+
+    async def balances(self, period: Period) -> AsyncIterator[Usage]:
+        """All accounts that used something or were granted credits in a month, by name.
+
+        A page at a time: what changes meanwhile may be seen or not, no account is seen twice.
+        """
+        last = ""
+        while True:
+            page = (
+                select(monthly_usage)
+                .where(monthly_usage.c.period == str(period), monthly_usage.c.account > last)
+                .order_by(monthly_usage.c.account)
+                .limit(_PAGE_ROWS)
+            )
+            async with self.engine.connect() as connection:
+                rows = (await connection.execute(page)).all()
+            for row in rows:
+                yield _usage(row, period)
+            if len(rows) < _PAGE_ROWS:
+                return
+            last = rows[-1].account
+
+
+async def _hold_month(connection: AsyncConnection, account: str, period: str) -> None:
+    """Makes the row of sums if it is new, and lets nobody else change it before the commit."""
+    zeros = {"request_count": 0, "charged_millicredits": 0, "granted_millicredits": 0}
+    insert = insert_into(connection, monthly_usage).values(account=account, period=period, **zeros)
+    await connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=[monthly_usage.c.period, monthly_usage.c.account],
+            set_={"account": monthly_usage.c.account},
+        )
+    )
+
+
+async def _has_entry(connection: AsyncConnection, account: str, request_id: str) -> bool:
+    entry = (
+        select(ledger_entries.c.id)
+        .where(ledger_entries.c.account == account, ledger_entries.c.request_id == request_id)
+        .limit(1)
+    )
+    return (await connection.execute(entry)).first() is not None
+
+
+async def _add(
+    connection: AsyncConnection,
+    account: str,
+    period: str,
+    *,
+    requests: int = 0,
+    charged: int = 0,
+    granted: int = 0,
+) -> None:
+    sums = monthly_usage.c
+    await connection.execute(
+        update(monthly_usage)
+        .where(sums.account == account, sums.period == period)
+        .values(
+            request_count=sums.request_count + int(requests),
+            charged_millicredits=sums.charged_millicredits + charged,
+            granted_millicredits=sums.granted_millicredits + granted,
+        )
+    )
+
+
+async def _read(
+    connection: AsyncConnection, account: str, period: Period, excluding: Collection[str] = ()
+) -> Usage:
+    sums = monthly_usage.c
+    query = select(monthly_usage).where(sums.account == account, sums.period == str(period))
+    if excluding:
+        query = query.with_only_columns(*_sums_without(account, str(period), excluding))
+    row = (await connection.execute(query)).first()
+    return Usage(account=account, period=period) if row is None else _usage(row, period)
+
+
+def _sums_without(account: str, period: str, request_ids: Collection[str]) -> Sequence[Any]:
+    """The columns of `monthly_usage`, less what these requests put into them."""
+    entries, sums = ledger_entries.c, monthly_usage.c
+    theirs = and_(entries.account == account, entries.request_id.in_(request_ids))
+    charged = select(func.coalesce(func.sum(entries.millicredits), 0))
+    # A request counts in the month of its first artifact.
+    begun = select(entries.request_id).where(theirs).group_by(entries.request_id)
+    begun = begun.having(func.min(entries.period) == period)
+    request_count = select(func.count()).select_from(begun.subquery()).scalar_subquery()
+    charged_here = charged.where(theirs, entries.period == period).scalar_subquery()
+    return (
+        sums.account,
+        (sums.request_count - request_count).label("request_count"),
+        (sums.charged_millicredits - charged_here).label("charged_millicredits"),
+        sums.granted_millicredits,
+    )
+
+
+def _usage(row: Row[Any], period: Period) -> Usage:
+    return Usage(
+        account=row.account,
+        period=period,
+        request_count=row.request_count,
+        charged_millicredits=int(row.charged_millicredits),  # a sum is a Decimal in PostgreSQL
+        granted_millicredits=row.granted_millicredits,
+    )

@@ -1,0 +1,88 @@
+"""What work costs: a table of rates, in integer millicredits (1 credit is 1000).
+
+Admission asks for the estimate of a request and for the price of each artifact that was delivered.
+An estimate is the exact sum of its artifacts' prices, so that a reservation is never too small.
+Nothing here knows an account or a tier.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+_PIXELS_PER_MEGAPIXEL = 1_000_000
+MAX_RATE = 10**9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """What one unit of work costs on the models that match a shell pattern."""
+
+    models: str
+    millicredits: int
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a rate that is negative or absurd."""
+        if not 0 <= self.millicredits <= MAX_RATE:
+            raise ValueError(f"a rate is 0 to {MAX_RATE} millicredits, not {self.millicredits}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriceTable:
+    """Rates by kind of work; the first rate whose pattern matches a model counts.
+
+    Each list ends with the pattern `*`, so that no model is without a price; ValueError otherwise.
+    Every price is rounded up to a whole millicredit.
+    """
+
+    generation: tuple[Rate, ...]
+    """For a million pixels in one denoising step."""
+    upscale: tuple[Rate, ...]
+    """For a million pixels of output."""
+    training: tuple[Rate, ...]
+    """For one optimizer step."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when a model could be left without a price."""
+        for kind in ("generation", "upscale", "training"):
+            rates: tuple[Rate, ...] = getattr(self, kind)
+            if not rates or rates[-1].models != "*":
+                raise ValueError(f"{kind}: the last rate must be for the models '*'")
+
+    def price_artifact(self, *, model: str, width: int, height: int, step_count: int) -> int:
+        """The price of one generated picture."""
+        rate = _rate(self.generation, model)
+        return _divided(rate * width * height * step_count, _PIXELS_PER_MEGAPIXEL)
+
+    def price_generation(
+        self, *, model: str, width: int, height: int, step_count: int, sample_count: int
+    ) -> int:
+        """The price of a whole request: that of its pictures together."""
+        artifact = self.price_artifact(
+            model=model, width=width, height=height, step_count=step_count
+        )
+        return artifact * sample_count
+
+    def price_upscale(self, *, model: str, output_pixels: int) -> int:
+        """The price of one upscaled picture."""
+        return _divided(_rate(self.upscale, model) * output_pixels, _PIXELS_PER_MEGAPIXEL)
+
+    def price_training(self, *, model: str, step_count: int) -> int:
+        """The price of that many optimizer steps."""
+        return _rate(self.training, model) * step_count
+
+
+DEFAULT_PRICES = PriceTable(
+    generation=(Rate(models="*", millicredits=32),),  # 1024 × 1024, 30 steps: 1.007 credits
+    upscale=(Rate(models="*", millicredits=50),),  # 2048 × 2048: 0.21 credits
+    training=(Rate(models="*", millicredits=20),),  # 1000 steps: 20 credits
+)
+
+
+def _rate(rates: tuple[Rate, ...], model: str) -> int:
+    return next(rate.millicredits for rate in rates if fnmatch.fnmatchcase(model, rate.models))
+
+
+def _divided(amount: int, by: int) -> int:
+    """Rounded up."""
+    return -(-amount // by)

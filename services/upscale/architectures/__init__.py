@@ -1,0 +1,1 @@
+"""Upscaling networks as plain torch modules with the names of the published weights."""

@@ -1,0 +1,108 @@
+"""A network of a known architecture as a `LoadedUpscaler`: graphs, denoising, batches.
+
+Made by `loading`. A denoise strength is a blend of two sets of weights ("deep network
+interpolation", Wang et al. 2019), so that every strength is a graph of its own: made when it is
+first asked for, and a few are kept.
+Shape legend: B tiles, h and w sides.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from services.graphs.graph import Graph, GraphSource
+from services.graphs.selection import GraphOptions, open_graph
+from services.upscale.architectures.recognition import build, recognise
+from services.upscale.model import PictureKind, Tiling
+from services.upscale.weights.descriptor import Descriptor
+from services.upscale.weights.files import REVISION_LENGTH, weights_digest
+
+_MAX_GRAPHS = 4
+_EXAMPLE_SHAPE = (2, 3, 64, 48)
+_CUDA_BATCH_PIXELS = 8 * 512 * 512
+
+
+class NetworkUpscaler:
+    """See `LoadedUpscaler`, which it implements."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        descriptor: Descriptor,
+        weights: Mapping[str, Tensor],
+        noisy_weights: Mapping[str, Tensor] | None,
+        tiling: Tiling,
+        graphs: GraphOptions,
+    ) -> None:
+        """Open the graph of the default strength; raises `GraphError`."""
+        self.name = name
+        self.display_name = descriptor.display_name
+        self.description = descriptor.description
+        self.family = descriptor.family
+        self.license = descriptor.license
+        self.picture_kinds: tuple[PictureKind, ...] = tuple(descriptor.picture_kinds)
+        self.scale = descriptor.scale
+        self.tiling = tiling
+        self.device = graphs.device
+        denoising = descriptor.denoising
+        self.default_denoise_strength = denoising.default_strength if denoising else None
+        self._weights = weights
+        self._noisy_weights = noisy_weights
+        self._options = graphs
+        sets = [weights, *([noisy_weights] if noisy_weights is not None else [])]
+        self._digest = "-".join(weights_digest(each)[:REVISION_LENGTH] for each in sets)
+        self.revision = self._digest[:REVISION_LENGTH]
+        self._graphs: OrderedDict[float | None, Graph] = OrderedDict()
+        self.runtimes: Mapping[str, str] = {
+            "upscaler": self._graph(self.default_denoise_strength).runtime
+        }
+
+    @property
+    def max_batch_pixels(self) -> int:
+        """One tile of the largest size on a CPU, where a call is never too small."""
+        return _CUDA_BATCH_PIXELS if self.device == "cuda" else self.tiling.max_side**2
+
+    def enlarge(self, tiles_B3hw: Tensor, denoise_strength: float | None) -> Tensor:
+        """Enlarge tiles, see `LoadedUpscaler`."""
+        larger = self._graph(denoise_strength)(tiles_B3hw.to(self.device))
+        return larger.clamp_(0.0, 1.0).cpu()
+
+    def warm_up(self) -> None:
+        """Run the network on one small tile."""
+        side = self.tiling.side_step * 2
+        self.enlarge(torch.zeros(1, 3, side, side), self.default_denoise_strength)
+
+    def _graph(self, strength: float | None) -> Graph:
+        graph = self._graphs.get(strength)
+        if graph is None:
+            graph = open_graph(self._source(strength), self._options)
+            self._graphs[strength] = graph
+            if len(self._graphs) > _MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(strength)
+        return graph
+
+    def _source(self, strength: float | None) -> GraphSource:
+        weights = self._blended(strength)
+        return GraphSource(
+            name="upscaler",
+            revision=self._digest if strength is None else f"{self._digest}-{strength:.1f}",
+            module=build(recognise(weights), weights),
+            input_names=("tiles",),
+            example_inputs=(torch.zeros(_EXAMPLE_SHAPE),),
+            dynamic_axes=(frozenset({0, 2, 3}),),
+            precisions=frozenset({"float32", "bfloat16", "float16"}),
+        )
+
+    def _blended(self, strength: float | None) -> Mapping[str, Tensor]:
+        if self._noisy_weights is None or strength is None:
+            return self._weights
+        return {
+            name: torch.lerp(self._noisy_weights[name].float(), own.float(), strength)
+            for name, own in self._weights.items()
+        }

@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.pricing import DEFAULT_PRICES, PriceTable, Rate
+
+SIDES = st.integers(min_value=1, max_value=8192)
+ANY = (Rate(models="*", millicredits=7),)
+
+
+def table(**changes):
+    return PriceTable(**({"generation": ANY, "upscale": ANY, "training": ANY} | changes))
+
+
+def test_a_megapixel_in_a_step_costs_the_rate():
+    prices = table()
+    assert prices.price_artifact(model="m", width=1000, height=1000, step_count=1) == 7
+    assert prices.price_artifact(model="m", width=1000, height=1000, step_count=30) == 210
+    assert prices.price_upscale(model="m", output_pixels=4_000_000) == 28
+    assert prices.price_training(model="m", step_count=1000) == 7000
+
+
+def test_a_part_of_a_millicredit_is_a_whole_one():
+    assert table().price_artifact(model="m", width=1, height=1, step_count=1) == 1
+    assert table().price_upscale(model="m", output_pixels=1_000_001) == 8
+
+
+@given(SIDES, SIDES, st.integers(1, 500), st.integers(1, 16))
+def test_an_estimate_is_the_sum_of_its_artifacts(width, height, step_count, sample_count):
+    size = {"model": "m", "width": width, "height": height, "step_count": step_count}
+    whole = DEFAULT_PRICES.price_generation(**size, sample_count=sample_count)
+    assert whole == sample_count * DEFAULT_PRICES.price_artifact(**size)
+    assert whole >= sample_count
+
+
+def test_the_first_rate_that_matches_a_model_counts():
+    prices = table(generation=(Rate(models="sdxl*", millicredits=100), *ANY))
+    costs = [
+        prices.price_artifact(model=model, width=1000, height=1000, step_count=1)
+        for model in ("sdxl-base", "sd15", "SDXL")
+    ]
+    assert costs == [100, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["generation", "upscale", "training"])
+@pytest.mark.parametrize("rates", [(), (Rate(models="sdxl*", millicredits=1),)])
+def test_a_table_that_leaves_a_model_without_a_price_is_refused(kind, rates):
+    with pytest.raises(ValueError, match=f"{kind}: the last rate"):
+        table(**{kind: rates})
+
+
+def test_a_negative_rate_is_refused():
+    with pytest.raises(ValueError, match="-1"):
+        Rate(models="*", millicredits=-1)
