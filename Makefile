@@ -48,6 +48,7 @@ bench: $(VENV)/.dev
 	$(call benchmark,gateway_hop)
 	$(call benchmark,inflight,--plot docs/inflight.svg)
 	$(call benchmark,admission)
+	$(call benchmark,ledger)
 
 soak: $(VENV)/.dev
 	$(call benchmark,soak)

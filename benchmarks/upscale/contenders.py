@@ -88,7 +88,7 @@ def _torch(entry: Entry, thread_count: int) -> Callable[[UInt8Array], UInt8Array
 def _ncnn(entry: Entry, thread_count: int) -> Callable[[UInt8Array], UInt8Array]:
     import ncnn
 
-    param, binary = _published_files(entry)
+    param, binary = published_files(entry)
     net = ncnn.Net()
     net.opt.num_threads = thread_count
     net.opt.use_vulkan_compute = False
@@ -107,7 +107,7 @@ def _ncnn(entry: Entry, thread_count: int) -> Callable[[UInt8Array], UInt8Array]
     return upscale
 
 
-def _published_files(entry: Entry) -> tuple[Path, Path]:
+def published_files(entry: Entry) -> tuple[Path, Path]:
     """The ncnn files of the model; the shipped one's are in the package of the others."""
     source = entry.weights
     if isinstance(source, PackageSource):

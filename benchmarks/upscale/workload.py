@@ -34,4 +34,4 @@ def _photo(name: str, width: int, height: int) -> UInt8Array:
     from skimage import data
 
     photo = Image.fromarray(getattr(data, name)())
-    return np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(photo.resize((width, height), Image.Resampling.LANCZOS))

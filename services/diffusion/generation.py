@@ -121,6 +121,7 @@ class ImageGeneration:
             sink=channel,
             account=context.account,
             priority=context.priority,
+            queue_share=context.queue_share,
             deadline=context.deadline,
             request_id=context.request_id,
         )

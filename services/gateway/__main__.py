@@ -7,9 +7,9 @@ import sys
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.gateway.configuration_file import ConfigurationFileError
 from services.gateway.gateway import open_gateway
 from services.gateway.settings import GatewaySettings
-from services.gateway.tiers import TierFileError
 from services.runtime.logs import configure_logging
 from services.runtime.metrics import new_registry, serve_metrics
 from services.runtime.server import run_until_signal
@@ -22,7 +22,7 @@ def main() -> int:
     configure_logging(settings.log_level)
     try:
         return asyncio.run(_serve(settings))
-    except TierFileError as error:
+    except ConfigurationFileError as error:
         print(f"the gateway cannot start: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, SQLAlchemyError) as error:

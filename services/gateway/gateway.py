@@ -33,7 +33,7 @@ from services.gateway.ledger import Ledger
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model_servicer import ModelServicer
 from services.gateway.pool import BackendPool
-from services.gateway.pricing import DEFAULT_PRICES
+from services.gateway.pricing import read_prices
 from services.gateway.relay_servicer import RelayServicer
 from services.gateway.relayed_method import RelayedMethod
 from services.gateway.schema import migrate
@@ -101,6 +101,7 @@ async def _serving(
     store = KeyStore(engine=engine)
     counter, uses = ChangeCounter(engine), KeyUses(store)
     tiers = TierCatalog(settings.tiers_file, on_failure=metrics.tier_file_errors.inc)
+    prices = read_prices(settings.prices_file)
     pool = BackendPool(
         settings.backends,
         default_model=settings.default_model,
@@ -112,8 +113,8 @@ async def _serving(
     control = _admission_control(settings, ledger, metrics)
     door = admission or control
     methods: list[RelayedMethod] = [
-        GenerationMethod(DEFAULT_PRICES),
-        UpscaleMethod(DEFAULT_PRICES),
+        GenerationMethod(prices),
+        UpscaleMethod(prices),
     ]
     relays = [
         RelayServicer(method, pool, admission=door, tiers=tiers, metrics=metrics)
@@ -182,7 +183,9 @@ def _admission_control(
     """Limits shared through Redis where there is one, in memory otherwise."""
     url = settings.redis_url
     return AdmissionControl(
-        InMemoryStore() if url is None else RedisStore(url.get_secret_value()),
+        InMemoryStore()
+        if url is None
+        else RedisStore(url.get_secret_value(), timeout_s=settings.redis_timeout_s),
         ledger,
         metrics=metrics,
         replica_count=settings.replica_count,

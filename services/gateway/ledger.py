@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Row, and_, case, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.gateway.account_store import require_account
 from services.gateway.audit import Actor, record
 from services.gateway.period import Period
 from services.gateway.tables import credit_grants, ledger_entries, monthly_usage
+from services.runtime.errors import AlreadyExistsError
 from services.storage.database import begin_write, insert_into
 
 _PAGE_ROWS = 1000
@@ -64,7 +65,6 @@ class Ledger:
         period = str(Period.containing(at))
         async with begin_write(self.engine) as connection:
             await _hold_month(connection, account, period)
-            is_known_request = await _has_entry(connection, account, request_id)
             values = {
                 "account": account,
                 "request_id": request_id,
@@ -79,9 +79,8 @@ class Ledger:
             appended = append.on_conflict_do_nothing().returning(ledger_entries.c.id)
             if (await connection.execute(appended)).first() is None:
                 return False
-            await _add(
-                connection, account, period, requests=not is_known_request, charged=millicredits
-            )
+            is_first = case((_has_other_item(account, request_id, item), 0), else_=1)
+            await _add(connection, account, period, requests=is_first, charged=millicredits)
         return True
 
     async def grant(
@@ -96,7 +95,8 @@ class Ledger:
         """Adds credits to the month of `at`, now by default, and returns the month as it is then.
 
         They end with the month. The same account and `actor.request_id` again change nothing.
-        Raises NotFoundError for an unknown account, ValueError for an amount that is not positive.
+        Raises NotFoundError for an unknown account, AlreadyExistsError when that request granted
+        another amount, ValueError for an amount that is not positive.
         """
         if millicredits <= 0:
             raise ValueError(f"a grant is positive: {millicredits}")
@@ -116,10 +116,12 @@ class Ledger:
             }
             append = insert_into(connection, credit_grants).values(values)
             appended = append.on_conflict_do_nothing().returning(credit_grants.c.id)
-            if (await connection.execute(appended)).first() is not None:
-                await _add(connection, account, str(period), granted=millicredits)
-                details = {"millicredits": millicredits, "period": str(period), "note": note}
-                await record(connection, actor, "credits.grant", account=account, details=details)
+            if (await connection.execute(appended)).first() is None:
+                await _require_same_grant(connection, account, actor.request_id, millicredits)
+                return await _read(connection, account, period)
+            await _add(connection, account, str(period), granted=millicredits)
+            details = {"millicredits": millicredits, "period": str(period), "note": note}
+            await record(connection, actor, "credits.grant", account=account, details=details)
             return await _read(connection, account, period)
 
     async def usage(
@@ -155,7 +157,10 @@ class Ledger:
 
 
 async def _hold_month(connection: AsyncConnection, account: str, period: str) -> None:
-    """Makes the row of sums if it is new, and lets nobody else change it before the commit."""
+    """Makes the row of sums if it is new, and lets nobody else change it before the commit.
+
+    Statements after this one see what those who held it before have committed.
+    """
     zeros = {"request_count": 0, "charged_millicredits": 0, "granted_millicredits": 0}
     insert = insert_into(connection, monthly_usage).values(account=account, period=period, **zeros)
     await connection.execute(
@@ -166,13 +171,24 @@ async def _hold_month(connection: AsyncConnection, account: str, period: str) ->
     )
 
 
-async def _has_entry(connection: AsyncConnection, account: str, request_id: str) -> bool:
-    entry = (
-        select(ledger_entries.c.id)
-        .where(ledger_entries.c.account == account, ledger_entries.c.request_id == request_id)
-        .limit(1)
+async def _require_same_grant(
+    connection: AsyncConnection, account: str, request_id: str, millicredits: int
+) -> None:
+    grants = credit_grants.c
+    query = select(grants.millicredits)
+    query = query.where(grants.account == account, grants.request_id == request_id)
+    if (granted := await connection.scalar(query)) != millicredits:
+        raise AlreadyExistsError(
+            f"the request {request_id} granted {granted} millicredits before, not {millicredits}",
+            reason="GRANT_DIFFERS",
+        )
+
+
+def _has_other_item(account: str, request_id: str, item: str) -> ColumnElement[bool]:
+    entries = ledger_entries.c
+    return exists().where(
+        entries.account == account, entries.request_id == request_id, entries.item != item
     )
-    return (await connection.execute(entry)).first() is not None
 
 
 async def _add(
@@ -180,7 +196,7 @@ async def _add(
     account: str,
     period: str,
     *,
-    requests: int = 0,
+    requests: ColumnElement[int] | int = 0,
     charged: int = 0,
     granted: int = 0,
 ) -> None:
@@ -189,7 +205,7 @@ async def _add(
         update(monthly_usage)
         .where(sums.account == account, sums.period == period)
         .values(
-            request_count=sums.request_count + int(requests),
+            request_count=sums.request_count + requests,
             charged_millicredits=sums.charged_millicredits + charged,
             granted_millicredits=sums.granted_millicredits + granted,
         )

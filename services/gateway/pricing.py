@@ -2,13 +2,27 @@
 
 Admission asks for the estimate of a request and for the price of each artifact that was delivered.
 An estimate is the exact sum of its artifacts' prices, so that a reservation is never too small.
-Nothing here knows an account or a tier.
+Nothing here knows an account or a tier. A platform team sets its own prices with a file:
+
+    generation:                  # a million pixels in one denoising step
+      - {models: "sdxl*", millicredits: 64}
+      - {models: "*", millicredits: 32}
+    upscale:                     # a million pixels of output
+      - {models: "*", millicredits: 50}
+    training:                    # an optimizer step
+      - {models: "*", millicredits: 20}
 """
 
 from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from services.gateway.configuration_file import read_configuration
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
 MAX_RATE = 10**9
@@ -77,6 +91,46 @@ DEFAULT_PRICES = PriceTable(
     upscale=(Rate(models="*", millicredits=50),),  # 2048 × 2048: 0.21 credits
     training=(Rate(models="*", millicredits=20),),  # 1000 steps: 20 credits
 )
+
+
+class _RateEntry(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    models: Annotated[str, Field(min_length=1)]
+    millicredits: Annotated[int, Field(ge=0, le=MAX_RATE)]
+
+
+def _check_rates(rates: list[_RateEntry]) -> list[_RateEntry]:
+    if not rates or rates[-1].models != "*":
+        raise ValueError("the last rate must be for the models '*'")
+    return rates
+
+
+_Rates = Annotated[list[_RateEntry], AfterValidator(_check_rates)]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    generation: _Rates
+    upscale: _Rates
+    training: _Rates
+
+
+def read_prices(path: Path | None) -> PriceTable:
+    """The prices in a file; `DEFAULT_PRICES` for None. Raises ConfigurationFileError."""
+    if path is None:
+        return DEFAULT_PRICES
+    content = read_configuration(path, _File)
+    return PriceTable(
+        generation=_table(content.generation),
+        upscale=_table(content.upscale),
+        training=_table(content.training),
+    )
+
+
+def _table(entries: list[_RateEntry]) -> tuple[Rate, ...]:
+    return tuple(Rate(models=each.models, millicredits=each.millicredits) for each in entries)
 
 
 def _rate(rates: tuple[Rate, ...], model: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 import grpc
 import grpc.aio
@@ -39,14 +39,12 @@ async def relay_events(
     model: str,
     payload: bytes,
     request: RequestContext,
-    metadata: Sequence[tuple[str, str]] = (),
 ) -> AsyncGenerator[bytes, None]:
     """The serialized events of a backend's streaming method at `path`, as they come.
 
-    The backend gets `metadata` beside what it is told of every request. One that turns out to be
-    gone or shutting down before its first event is replaced once by another. Raises
-    UnavailableError (NO_BACKEND, BACKEND_LOST) and whatever the backend answered, unchanged. Close
-    the iterator to cancel the backend's call.
+    A backend that turns out to be gone or shutting down before its first event is replaced once by
+    another. Raises UnavailableError (NO_BACKEND, BACKEND_LOST) and whatever the backend answered,
+    unchanged. Close the iterator to cancel the backend's call.
     """
     backend = pool.choose(model)
     for is_last in (False, True):
@@ -55,7 +53,7 @@ async def relay_events(
             call = backend.stream(path)(
                 payload,
                 timeout=_remaining_s(request),
-                metadata=(*outgoing_metadata(request), *metadata),
+                metadata=outgoing_metadata(request),
             )
             try:
                 async for event in call:

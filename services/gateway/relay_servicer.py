@@ -8,6 +8,7 @@ looked at, to charge each picture before its last bytes leave.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -24,12 +25,7 @@ from services.gateway.pool import BackendPool
 from services.gateway.relay import relay_events
 from services.gateway.relayed_method import Order, RelayedMethod
 from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
-from services.runtime.context import (
-    QUEUE_SHARE_KEY,
-    RequestContext,
-    current_request,
-    response_metadata,
-)
+from services.runtime.context import RequestContext, current_request, response_metadata
 from services.runtime.errors import InvalidRequestError, PermissionDeniedError, StateError
 
 _DIGEST_BYTES = 16
@@ -90,8 +86,7 @@ class RelayServicer:
                 self._path,
                 model=order.model,
                 payload=self._method.settle(order.payload, _of_request(digest, request)),
-                request=request,
-                metadata=((QUEUE_SHARE_KEY, str(tier.queue_share)),),
+                request=dataclasses.replace(request, queue_share=tier.queue_share),
             )
             try:
                 with self._inflight.track_inprogress():

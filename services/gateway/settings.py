@@ -57,9 +57,13 @@ class GatewaySettings(ServerTlsSettings):
     backend_tls_key: Path | None = None
     tiers_file: Path | None = None
     """YAML file of tiers, see `services.gateway.tiers.file`; absent: the built-in ones alone."""
+    prices_file: Path | None = None
+    """YAML file of prices, see `services.gateway.pricing`; absent: the built-in ones."""
     redis_url: SecretStr | None = None
     """Redis or Valkey that all gateways share for limits and credits, `redis://…`, `rediss://…`;
     secret, as it may hold a password. Absent: this process' memory, right for one gateway."""
+    redis_timeout_s: float = Field(default=0.25, gt=0.0)
+    """What Redis does not answer within is an outage, see `services.gateway.admission.control`."""
     replica_count: int = Field(default=1, ge=1)
     """How many gateways share the limits: what each allows by itself while Redis is away."""
     lease_s: float = Field(default=30.0, ge=1.0)

@@ -35,6 +35,8 @@ class Identity:
     """Empty when nobody said so, as in development without a gateway."""
     priority: int = 0
     """Higher goes first, −1000 to 1000."""
+    queue_share: float = 1.0
+    """How full a queue may be, above 0 and up to 1, for the call to be put into it."""
 
 
 Identify: TypeAlias = Callable[[Metadata], Awaitable[Identity]]
@@ -52,6 +54,8 @@ class RequestContext:
     """See `Identity.account`."""
     priority: int
     """See `Identity.priority`."""
+    queue_share: float = 1.0
+    """See `Identity.queue_share`."""
     deadline: float | None
     """Seconds on the clock of `time.monotonic`; None: the caller waits for ever."""
 
@@ -112,17 +116,20 @@ def outgoing_metadata(request: RequestContext) -> tuple[tuple[str, str], ...]:
         (REQUEST_ID_KEY, request.request_id),
         (ACCOUNT_KEY, request.account),
         (PRIORITY_KEY, str(request.priority)),
+        (QUEUE_SHARE_KEY, str(request.queue_share)),
     )
 
 
 async def identity_from_metadata(metadata: Metadata) -> Identity:
     """Believe the metadata: right behind the gateway, wrong at the door.
 
-    Raises InvalidRequestError when the priority is not a whole number from −1000 to 1000.
+    Raises InvalidRequestError when the priority is not a whole number from −1000 to 1000, or the
+    queue share not a number above 0 and up to 1.
     """
     return Identity(
         account=first_value(metadata, ACCOUNT_KEY) or "",
         priority=_priority(first_value(metadata, PRIORITY_KEY)),
+        queue_share=_queue_share(first_value(metadata, QUEUE_SHARE_KEY)),
     )
 
 
@@ -146,13 +153,23 @@ def _priority(sent: str | None) -> int:
     except ValueError:
         priority = None
     if priority is None or abs(priority) > _MAX_PRIORITY:
-        raise InvalidRequestError(
-            [
-                FieldViolation(
-                    field=f"metadata.{PRIORITY_KEY}",
-                    reason="OUT_OF_RANGE",
-                    description=f"must be a whole number from -{_MAX_PRIORITY} to {_MAX_PRIORITY}",
-                )
-            ]
-        )
+        allowed = f"must be a whole number from -{_MAX_PRIORITY} to {_MAX_PRIORITY}"
+        raise _out_of_range(PRIORITY_KEY, allowed)
     return priority
+
+
+def _queue_share(sent: str | None) -> float:
+    if sent is None:
+        return 1.0
+    try:
+        share = float(sent)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:  # not a number is neither
+        raise _out_of_range(QUEUE_SHARE_KEY, "must be a number above 0 and up to 1")
+    return share
+
+
+def _out_of_range(key: str, allowed: str) -> InvalidRequestError:
+    violation = FieldViolation(field=f"metadata.{key}", reason="OUT_OF_RANGE", description=allowed)
+    return InvalidRequestError([violation])

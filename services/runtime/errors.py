@@ -4,7 +4,7 @@
     ├── InvalidRequestError    INVALID_ARGUMENT    INVALID_REQUEST, lists every violation
     ├── ModelNotFoundError     NOT_FOUND           MODEL_NOT_FOUND, names what exists
     ├── NotFoundError          NOT_FOUND           ACCOUNT_NOT_FOUND|KEY_NOT_FOUND
-    ├── AlreadyExistsError     ALREADY_EXISTS      ACCOUNT_EXISTS
+    ├── AlreadyExistsError     ALREADY_EXISTS      ACCOUNT_EXISTS|GRANT_DIFFERS
     ├── StateError             FAILED_PRECONDITION KEY_REVOKED|KEY_EXPIRED|KEY_REPLACED|TIER_UNKNOWN
     ├── UnauthenticatedError   UNAUTHENTICATED     KEY_MISSING|_MALFORMED|_UNKNOWN|_REVOKED|_EXPIRED
     ├── PermissionDeniedError  PERMISSION_DENIED   SCOPE_MISSING|ACCOUNT_SUSPENDED|MODEL_NOT_ALLOWED
@@ -171,7 +171,7 @@ class AlreadyExistsError(LimnerError):
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
-    def __init__(self, message: str, *, reason: Literal["ACCOUNT_EXISTS"]) -> None:
+    def __init__(self, message: str, *, reason: Literal["ACCOUNT_EXISTS", "GRANT_DIFFERS"]) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -101,7 +101,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 identity = await self._identify(metadata)
                 set_current_request(
                     dataclasses.replace(
-                        current_request(), account=identity.account, priority=identity.priority
+                        current_request(),
+                        account=identity.account,
+                        priority=identity.priority,
+                        queue_share=identity.queue_share,
                     )
                 )
                 response = await respond()

@@ -98,6 +98,17 @@ async def test_a_new_key_alone_is_on_stdout(
     assert printed.out.split("_")[3] not in table
 
 
+async def test_ids_of_keys_are_whole_in_a_narrow_terminal(
+    door: Harness,
+    limner: Limner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert await limner("keys", "list") == 0
+    assert door.key_id in capsys.readouterr().out
+
+
 async def test_a_key_is_rotated_and_revoked(
     limner: Limner, said: Callable[..., Awaitable[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

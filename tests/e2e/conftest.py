@@ -28,6 +28,9 @@ def environment() -> dict[str, str]:
         "LIMNER_DIFFUSION_CACHE_DIR": str(ROOT / ".cache" / "limner"),
         "LIMNER_DIFFUSION_GRACE_S": "60",
         "LIMNER_GATEWAY_GRACE_S": "60",
+        "LIMNER_UPSCALE_CACHE_DIR": str(ROOT / ".cache" / "limner"),
+        "LIMNER_UPSCALE_GRACE_S": "60",
+        "LIMNER_UPSCALE_MODELS": "realesr-animevideov3",
     }
 
 
@@ -52,6 +55,7 @@ def running(
         plan_suite(tmp_path_factory.mktemp("data"), port=None, models=models),
         gateway_metrics_port=free_port(),
         diffusion_metrics_port=free_port(),
+        upscale_metrics_port=free_port(),
     )
     with running_suite(settings, environment) as suite:
         yield suite

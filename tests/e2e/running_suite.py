@@ -1,4 +1,4 @@
-"""Gateway and diffusion server as real processes, for tests that look at them from outside."""
+"""Gateway, diffusion and upscale server as real processes, for tests that look from outside."""
 
 from __future__ import annotations
 
@@ -112,10 +112,16 @@ class RunningSuite:
         self.key = settings.data.read_key()
         logs = settings.data.logs
         self.diffusion = RunningService(settings.diffusion(), logs / "diffusion.log", environment)
+        self.upscale = RunningService(settings.upscale(), logs / "upscale.log", environment)
         self.gateway = RunningService(settings.gateway(pepper), logs / "gateway.log", environment)
+
+    @property
+    def _services(self) -> tuple[RunningService, ...]:
+        return self.gateway, self.diffusion, self.upscale
 
     def wait_until_ready(self) -> None:
         self.diffusion.wait_until_ready()
+        self.upscale.wait_until_ready()
         self.gateway.wait_until_ready()
 
     def client(self, *, key: str | None = None, retry: RetryPolicy | None = None) -> Client:
@@ -140,6 +146,7 @@ class RunningSuite:
 
     def is_idle(self) -> bool:
         names = ("gateway_inflight", "diffusion_running", "diffusion_queue_depth")
+        names += ("upscale_running", "upscale_queue_depth")
         return all(self.metric(name) == 0 for name in names)
 
     def environment(self) -> dict[str, str]:
@@ -160,19 +167,19 @@ class RunningSuite:
     def long_run(self) -> dict[str, Any]:
         """Options of a run that takes some seconds on this machine when it runs alone."""
         with self.client() as client:
-            (model,) = client.models()
+            model = next(each for each in client.models() if each.limits is not None)
             start = time.monotonic()
             client.generate("warm", step_count=_PROBE_STEP_COUNT, sampler="ddim")
             step_s = (time.monotonic() - start) / _PROBE_STEP_COUNT
         total = math.ceil(_LONG_RUN_S / step_s)
         return {"sampler": "ddim", **_split_steps(model, total)}
 
-    def stop(self) -> tuple[int, int]:
-        """Stop both and return their exit codes, the gateway's first."""
-        return self.gateway.end(signal.SIGTERM), self.diffusion.end(signal.SIGTERM)
+    def stop(self) -> tuple[int, ...]:
+        """Stop all and return their exit codes, the gateway's first."""
+        return tuple(service.end(signal.SIGTERM) for service in self._services)
 
     def kill(self) -> None:
-        for service in (self.gateway, self.diffusion):
+        for service in self._services:
             service.end(signal.SIGKILL)
 
 
@@ -182,7 +189,7 @@ def running_suite(settings: SuiteSettings, environment: dict[str, str]) -> Itera
     try:
         suite.wait_until_ready()
         yield suite
-        assert suite.stop() == (0, 0)
+        assert suite.stop() == (0, 0, 0)
     finally:
         suite.kill()
 
@@ -190,6 +197,7 @@ def running_suite(settings: SuiteSettings, environment: dict[str, str]) -> Itera
 def _split_steps(model: Model, total_step_count: int) -> dict[str, int]:
     """Spread steps over samples, within the limits of the model."""
     limits = model.limits
+    assert limits is not None, "the model draws"
     samples = math.ceil(total_step_count / limits.max_step_count)
     samples = min(max(samples, 1), limits.max_sample_count)
     steps = min(math.ceil(total_step_count / samples), limits.max_step_count)

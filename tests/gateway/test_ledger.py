@@ -18,7 +18,7 @@ from services.gateway.tables import (
     ledger_entries,
     metadata,
 )
-from services.runtime.errors import NotFoundError
+from services.runtime.errors import AlreadyExistsError, NotFoundError
 from tests.gateway.actors import ACTOR
 
 NOVEMBER = Period(year=2026, month=11)
@@ -138,6 +138,13 @@ async def test_a_grant_adds_up_and_repeating_it_changes_nothing(ledger, engine):
     entries = await AuditLog(engine=engine).list_entries(limit=10, account="acme")
     assert [entry.action for entry in entries] == ["credits.grant"] * 2 + ["account.create"]
     assert entries[0].details == {"millicredits": 250, "period": "2026-11", "note": "sorry"}
+
+
+async def test_a_request_id_that_granted_another_amount_is_refused(ledger):
+    await grant(ledger, 500)
+    with pytest.raises(AlreadyExistsError, match="granted 500 millicredits before, not 501"):
+        await grant(ledger, 501)
+    assert (await ledger.usage("acme", NOVEMBER)).granted_millicredits == 500
 
 
 async def test_a_grant_to_nobody_and_of_nothing_is_refused(ledger):

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.pricing import DEFAULT_PRICES, PriceTable, Rate
+from services.gateway.configuration_file import ConfigurationFileError
+from services.gateway.pricing import DEFAULT_PRICES, PriceTable, Rate, read_prices
 
 SIDES = st.integers(min_value=1, max_value=8192)
 ANY = (Rate(models="*", millicredits=7),)
@@ -47,6 +48,34 @@ def test_the_first_rate_that_matches_a_model_counts():
 def test_a_table_that_leaves_a_model_without_a_price_is_refused(kind, rates):
     with pytest.raises(ValueError, match=f"{kind}: the last rate"):
         table(**{kind: rates})
+
+
+def test_a_file_sets_the_prices(tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(
+        'generation: [{models: "sdxl*", millicredits: 64}, {models: "*", millicredits: 1}]\n'
+        'upscale: [{models: "*", millicredits: 2}]\ntraining: [{models: "*", millicredits: 3}]\n'
+    )
+    prices = read_prices(path)
+    assert prices.generation == (
+        Rate(models="sdxl*", millicredits=64),
+        Rate(models="*", millicredits=1),
+    )
+    assert prices.price_upscale(model="m", output_pixels=1_000_000) == 2
+    assert prices.price_training(model="m", step_count=1) == 3
+    assert read_prices(None) == DEFAULT_PRICES
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text('generation: []\nupscale: [{models: "*", millicredits: -2}]\nvideo: 5\n')
+    with pytest.raises(ConfigurationFileError) as raised:
+        read_prices(path)
+    said = str(raised.value)
+    assert "generation: the last rate must be for the models '*'" in said
+    assert "upscale.0.millicredits: should be greater than or equal to 0" in said
+    assert "training: is required" in said
+    assert "video: is not a setting" in said
 
 
 def test_a_negative_rate_is_refused():

@@ -177,6 +177,32 @@ async def test_a_database_that_cannot_be_opened_is_one_clear_line(tmp_path, url)
     assert "Traceback" not in said
 
 
+async def test_all_mistakes_of_a_tier_file_are_told_at_the_start(tmp_path):
+    path = tmp_path / "tiers.yaml"
+    path.write_text("tiers: {lab: {burst: none}}")
+    async with gateway_process(
+        environment(tmp_path, LIMNER_GATEWAY_TIERS_FILE=str(path))
+    ) as process:
+        code, said = await ended(process)
+    assert code == 1
+    assert "the gateway cannot start" in said
+    assert "tiers.lab.burst: should be a valid integer" in said
+    assert "tiers.lab.max_pixels: is required" in said
+    assert "Traceback" not in said
+
+
+async def test_a_certificate_that_cannot_be_used_is_one_clear_line(tmp_path):
+    absent = str(tmp_path / "absent.pem")
+    variables = environment(
+        tmp_path, LIMNER_GATEWAY_TLS_CERTIFICATE=absent, LIMNER_GATEWAY_TLS_KEY=absent
+    )
+    async with gateway_process(variables) as process:
+        code, said = await ended(process)
+    assert code == 1
+    assert f"{absent} cannot be read" in said
+    assert "Traceback" not in said
+
+
 async def test_an_address_in_use_is_one_clear_line(tmp_path):
     async with backend() as fake:
         variables = environment(tmp_path, LIMNER_GATEWAY_ADDRESS=fake.address)

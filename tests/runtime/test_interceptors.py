@@ -106,6 +106,21 @@ async def test_a_priority_that_is_none_is_refused(running: Running, priority: st
     assert not running.generation.requests
 
 
+async def test_a_queue_share_reaches_the_handler_and_is_whole_otherwise(running: Running) -> None:
+    for metadata in ([("x-limner-queue-share", "0.25")], []):
+        async for _ in running.stub.GenerateImage(Request(), metadata=metadata):
+            pass
+    assert [request.queue_share for request in running.generation.requests] == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("share", ["0", "-0.5", "1.01", "nan", "inf", "", "half", "9" * 5000])
+async def test_a_queue_share_that_is_none_is_refused(running: Running, share: str) -> None:
+    call = running.stub.GenerateImage(Request(), metadata=[("x-limner-queue-share", share)])
+    error = await failure_of(call)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not running.generation.requests
+
+
 async def test_the_door_decides_who_calls(start: Start) -> None:
     async def identify(metadata: Metadata) -> Identity:
         if dict(metadata).get("authorization") != "Bearer good":

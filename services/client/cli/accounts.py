@@ -40,7 +40,9 @@ def list_accounts(client: Client, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("account", "tier", "state", "created")
+    table = Table()
+    for heading in ("account", "tier", "state", "created"):
+        table.add_column(heading, overflow="fold")
     for account in found:
         cells = (account.name, account.tier, _state(account), minute(account.created, never=""))
         table.add_row(*map(Text, cells))

@@ -33,6 +33,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_ID_LENGTH = 12
+
 _KeyId = Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")]
 
 
@@ -76,7 +78,10 @@ def list_keys(
     if as_json:
         print_json(found)
         return
-    table = Table("id", "account", "name", "scopes", "state", "created", "expires", "last used")
+    table = Table()
+    table.add_column("id", min_width=_ID_LENGTH)
+    for heading in ("account", "name", "scopes", "state", "created", "expires", "last used"):
+        table.add_column(heading, overflow="fold")
     for key in found:
         state = key.state if not key.replaced_by else f"{key.state}, replaced by {key.replaced_by}"
         cells = (

@@ -80,7 +80,9 @@ def audit(
     if as_json:
         print_json(found)
         return
-    table = Table("time (UTC)", "by", "change", "account", "key", "details")
+    table = Table()
+    for heading in ("time (UTC)", "by", "change", "account", "key", "details"):
+        table.add_column(heading, overflow="fold")
     for entry in found:
         cells = (
             minute(entry.time, never=""),

@@ -38,11 +38,15 @@ class Intake:
             return self._waiting_work / max(1, self._waiting_count)
 
     def submit(self, job: Job, *, retry_after_s: float) -> None:
-        """Take a job in; raises QueueFullError, or the error that closed the intake. Any thread."""
+        """Take a job in; raises QueueFullError, or the error that closed the intake. Any thread.
+
+        The queue is full for a job as soon as its share of the places is taken, by whomever: what
+        is left of them is for jobs of a larger share.
+        """
         with self._lock:
             if self._closed_by is not None:
                 raise self._closed_by
-            if self._waiting_count >= self._max_queued_requests:
+            if self._waiting_count >= self._max_queued_requests * job.queue_share:
                 raise QueueFullError(retry_after_s)
             self._count(job, 1)
             self._arrivals.append(job)

@@ -68,6 +68,7 @@ class Job:
         "group",
         "model",
         "priority",
+        "queue_share",
         "queued_at",
         "rank",
         "reported_at",
@@ -95,6 +96,7 @@ class Job:
         sink: EventSink,
         account: str = "",
         priority: int = 0,
+        queue_share: float = 1.0,
         deadline: float | None = None,
         request_id: str = "",
     ) -> None:
@@ -104,6 +106,8 @@ class Job:
         self.account = account
         self.priority = priority
         self.weight = priority_weight(priority)
+        self.queue_share = queue_share
+        """How full the queue may be for this job to wait in it."""
         self.deadline = deadline
         self.request_id = request_id
         self.trajectory: Trajectory = plan(spec.sampler, model.schedule, spec.step_count)

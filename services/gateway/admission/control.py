@@ -19,11 +19,17 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
-from services.gateway.admission.guard import CircuitBreaker, GuardedStore, LocalBuckets
+from services.gateway.admission.guard import GuardedStore, LocalBuckets
+from services.gateway.admission.guarded_ledger import (
+    LEDGER_TIMEOUT_S,
+    GuardedLedger,
+    Ledger,
+    LedgerDownError,
+)
 from services.gateway.admission.headers import Standing, standing_metadata, standings
 from services.gateway.admission.held_lease import Heart, HeldLease
 from services.gateway.admission.lease import AdmissionRequest, Lease, MetadataPairs
-from services.gateway.admission.reconciliation import Ledger, LedgerDownError, Reconciliation
+from services.gateway.admission.reconciliation import Reconciliation
 from services.gateway.admission.refusals import AlreadyRunningError, LimitReachedError
 from services.gateway.admission.store import (
     AdmissionStore,
@@ -45,7 +51,6 @@ from services.gateway.tiers import Tier
 from services.runtime.errors import UnavailableError
 
 LEASE_S = 30.0
-LEDGER_TIMEOUT_S = 5.0
 _RECONCILE_INTERVAL_S = 60.0
 _SWEEP_INTERVAL_S = 10.0
 _SUSPECT_INTERVAL_S = 1.0
@@ -78,16 +83,12 @@ class AdmissionControl:
         ledger_timeout_s: float = LEDGER_TIMEOUT_S,
     ) -> None:
         self._store = GuardedStore(store, metrics)
-        self._ledger = ledger
-        self._ledger_breaker = CircuitBreaker()
+        self._ledger = GuardedLedger(ledger, metrics, timeout_s=ledger_timeout_s)
         self._metrics = metrics
         self._local = LocalBuckets(replica_count)
         self._lease_ms = round(lease_s * 1000)
         self._reconcile_interval_s = reconcile_interval_s
-        self._reconciliation = Reconciliation(
-            self._store, ledger, metrics, ledger_timeout_s=ledger_timeout_s
-        )
-        self._ledger_timeout_s = ledger_timeout_s
+        self._reconciliation = Reconciliation(self._store, self._ledger, metrics)
         self._heart = Heart(
             lease_ms=self._lease_ms, reconciliation=self._reconciliation, metrics=metrics
         )
@@ -130,13 +131,15 @@ class AdmissionControl:
         """Ends what the store has not heard of, and lets go of it."""
         for lease in list(self._heart.ending.values()):
             await self._heart.end(lease)
+        await self._reconciliation.close()
         await self._store.close_store()
 
     async def _admit(self, request: AdmissionRequest) -> Lease:
         claim = self._claim(request)
         store: AdmissionStore = self._store
         try:
-            await self._require_ledger(request)
+            if self._ledger.is_failing:  # what cannot be charged is not drawn
+                await self._ledger.usage(request.account, Period.containing(datetime.now(UTC)))
             decision = await self._decide(claim)
             decided: Decided = "allowed"
         except LedgerDownError as error:
@@ -166,27 +169,6 @@ class AdmissionControl:
             await self._reconciliation.correct(claim.ticket.account)
             decision = await self._store.admit(claim)
         return decision
-
-    async def _require_ledger(self, request: AdmissionRequest) -> None:
-        """Asks a ledger that failed before a request is drawn in vain. Raises LedgerDownError."""
-        if not self._ledger_breaker.is_failing:
-            return
-        if not self._ledger_breaker.allows():
-            raise LedgerDownError("the ledger is away")
-        try:
-            await self._reconciliation.read(request.account, Period.containing(datetime.now(UTC)))
-        except LedgerDownError:
-            self._note_ledger(False)
-            raise
-        self._note_ledger(True)
-
-    def _note_ledger(self, answered: bool) -> None:
-        if answered:
-            self._ledger_breaker.succeeded()
-        else:
-            self._ledger_breaker.failed()
-            self._metrics.store_errors.inc()
-        self._metrics.degraded.labels("ledger").set(not answered)
 
     def _claim(self, request: AdmissionRequest) -> Claim:
         return Claim(
@@ -229,8 +211,6 @@ class AdmissionControl:
             ledger=self._ledger,
             heart=self._heart,
             standing=standing_metadata(told),
-            ledger_timeout_s=self._ledger_timeout_s,
-            on_ledger=self._note_ledger,
             is_doubtful=decided == "degraded",
         )
         self._heart.held[claim.ticket] = lease
@@ -255,6 +235,8 @@ class AdmissionControl:
         return UnavailableError(message, reason="NOT_READY")
 
     async def _sweep(self) -> None:
+        async for account in self._local.store.accounts():
+            self._count_expired(await self._local.store.sweep(account))
         try:
             async for account in self._store.accounts():
                 self._count_expired(await self._store.sweep(account))

@@ -14,18 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from services.gateway.admission.guarded_ledger import GuardedLedger, LedgerDownError
 from services.gateway.admission.headers import (
     COST_KEY,
     ESTIMATE_KEY,
     credits_text,
 )
 from services.gateway.admission.lease import AdmissionRequest, Delivery, MetadataPairs
-from services.gateway.admission.reconciliation import (
-    Ledger,
-    LedgerDownError,
-    Reconciliation,
-    ledger_errors,
-)
+from services.gateway.admission.reconciliation import Reconciliation
 from services.gateway.admission.store import AdmissionStore, Renewal, StoreError, Ticket
 from services.gateway.metrics import GatewayMetrics
 from services.runtime.errors import UnavailableError
@@ -114,12 +110,9 @@ class HeldLease:
     request: AdmissionRequest
     ticket: Ticket
     store: AdmissionStore
-    ledger: Ledger
+    ledger: GuardedLedger
     heart: Heart
     standing: MetadataPairs
-    ledger_timeout_s: float
-    on_ledger: Callable[[bool], None]
-    """Hears whether the ledger answered."""
     charged_millicredits: int = 0
     new_request_count: int = 0
     is_doubtful: bool = False
@@ -130,23 +123,19 @@ class HeldLease:
         """See `Lease`."""
         request = self.request
         try:
-            with ledger_errors():
-                async with asyncio.timeout(self.ledger_timeout_s):
-                    is_new = await self.ledger.charge(
-                        account=request.account,
-                        request_id=request.charge_id,
-                        item=f"artifact-{index}",
-                        millicredits=request.artifact_millicredits,
-                        service=request.service,
-                        model=request.model,
-                        at=datetime.now(UTC),
-                    )
+            is_new = await self.ledger.charge(
+                account=request.account,
+                request_id=request.charge_id,
+                item=f"artifact-{index}",
+                millicredits=request.artifact_millicredits,
+                service=request.service,
+                model=request.model,
+                at=datetime.now(UTC),
+            )
         except LedgerDownError as error:
             self.is_doubtful = True
-            self.on_ledger(False)
             message = "what was drawn cannot be charged now; try again with the same x-request-id"
             raise UnavailableError(message, reason="NOT_READY") from error
-        self.on_ledger(True)
         if is_new:
             self.charged_millicredits += request.artifact_millicredits
             self.new_request_count = 1

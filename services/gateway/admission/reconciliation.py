@@ -12,59 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from services.gateway.admission.guarded_ledger import GuardedLedger, LedgerDownError
 from services.gateway.admission.store import AdmissionStore, Balance, StoreError, Usage
-from services.gateway.ledger import Usage as LedgerUsage
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.period import Period
-from services.storage.database import is_outage
 
 _ATTEMPTS = 20
 
 _log = logging.getLogger(__name__)
-
-
-class LedgerDownError(Exception):
-    """The ledger did not answer, or not in time."""
-
-
-@contextmanager
-def ledger_errors() -> Iterator[None]:
-    """Turns an outage of the database inside the block into LedgerDownError."""
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
-        if not (isinstance(error, TimeoutError) or is_outage(error)):
-            raise
-        raise LedgerDownError(type(error).__name__) from error
-
-
-class Ledger(Protocol):
-    """What admission needs of the ledger of record, see `services.gateway.ledger`."""
-
-    async def charge(
-        self,
-        *,
-        account: str,
-        request_id: str,
-        item: str,
-        millicredits: int,
-        service: str,
-        model: str,
-        at: datetime,
-    ) -> bool:
-        """Appends an entry; False when it was there already."""
-
-    async def usage(
-        self, account: str, period: Period, *, excluding: Collection[str] = ()
-    ) -> LedgerUsage:
-        """The month of an account without the requests `excluding`."""
 
 
 class Reconciliation:
@@ -73,12 +28,9 @@ class Reconciliation:
     def __init__(
         self,
         store: AdmissionStore,
-        ledger: Ledger,
+        ledger: GuardedLedger,
         metrics: GatewayMetrics,
-        *,
-        ledger_timeout_s: float,
     ) -> None:
-        self._ledger_timeout_s = ledger_timeout_s
         self._store = store
         self._ledger = ledger
         self._metrics = metrics
@@ -101,6 +53,14 @@ class Reconciliation:
             self._running[account] = task
             task.add_done_callback(lambda done: self._forget(account, done))
         return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Ends corrections that nobody waits for any more."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _forget(self, account: str, done: asyncio.Task[bool]) -> None:
         del self._running[account]
@@ -133,9 +93,10 @@ class Reconciliation:
     async def _correct(self, account: str) -> bool:
         for _ in range(_ATTEMPTS):
             seen = await self._store.snapshot(account)
-            usage = await self.read(account, seen.usage.period, seen.running)
+            period = seen.usage.period
+            usage = await self._ledger.usage(account, period, excluding=seen.running)
             balance = Balance(
-                period=seen.usage.period,
+                period=period,
                 request_count=usage.request_count,
                 charged_millicredits=usage.charged_millicredits,
                 granted_millicredits=usage.granted_millicredits,
@@ -149,14 +110,6 @@ class Reconciliation:
                     _log.warning("a balance was corrected from the ledger", extra=extra)
                 return True
         return False
-
-    async def read(
-        self, account: str, period: Period, running: Collection[str] = ()
-    ) -> LedgerUsage:
-        """The ledger's month of an account without `running`. Raises LedgerDownError."""
-        with ledger_errors():
-            async with asyncio.timeout(self._ledger_timeout_s):
-                return await self._ledger.usage(account, period, excluding=running)
 
 
 def _balance(usage: Usage) -> Balance:

@@ -47,8 +47,9 @@ _PREFIX, _SUFFIX = "limner:{", "}:account"
 class RedisStore:
     """An `AdmissionStore` in the server at `url` (`redis://…`, `rediss://…`, `unix://…`).
 
-    Connects on first use. Raises ValueError for a URL that cannot be understood. `clock` is Lua
-    that sets `now`, milliseconds since 1970; None: the server's clock, `lua/clock.lua`.
+    Connects on first use and waits `timeout_s` at most for every answer. Raises ValueError for a
+    URL that cannot be understood. `clock` is Lua that sets `now`, milliseconds since 1970; None:
+    the server's clock, `lua/clock.lua`.
     """
 
     def __init__(

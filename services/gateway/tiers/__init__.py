@@ -6,7 +6,6 @@ a limit.
 """
 
 from services.gateway.tiers.catalog import TierCatalog, UnknownTierError
-from services.gateway.tiers.file import TierFileError
 from services.gateway.tiers.tier import BUILT_IN_TIERS, DEFAULT_TIER, UNLIMITED_TIER, Tier
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "UNLIMITED_TIER",
     "Tier",
     "TierCatalog",
-    "TierFileError",
     "UnknownTierError",
 ]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from services.gateway.tiers.file import TierFileError, read_tiers
+from services.gateway.configuration_file import ConfigurationFileError
+from services.gateway.tiers.file import read_tiers
 from services.gateway.tiers.tier import BUILT_IN_TIERS, Tier
 
 _POLL_INTERVAL_S = 1.0
@@ -30,8 +31,8 @@ class UnknownTierError(LookupError):
 class TierCatalog:
     """The tiers of now. `follow` keeps up with the file until cancelled.
 
-    Raises TierFileError, which lists every mistake, when the file is bad at the start. `on_failure`
-    is called for each later version of the file that is refused.
+    Raises ConfigurationFileError, which lists every mistake, when the file is bad at the start.
+    `on_failure` is called for each later version of the file that is refused.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class TierCatalog:
         self._version = version
         try:
             self._tiers = await asyncio.to_thread(_load, path)
-        except TierFileError as error:
+        except ConfigurationFileError as error:
             self._on_failure()
             _log.error("tiers not reloaded, the last good ones stay", extra={"why": str(error)})
             return

@@ -21,14 +21,13 @@ Every other field is required, so that no limit is a surprise.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from services.gateway.configuration_file import read_configuration
 from services.gateway.tiers.tier import Tier
 
 _MAX_COUNT = 2**31 - 1
@@ -38,10 +37,6 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,98}[a
 _Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 _Quota = Annotated[int | None, Field(ge=0, le=_MAX_AMOUNT)]
-
-
-class TierFileError(ValueError):
-    """The file cannot be read or has mistakes; the message lists them all, a line each."""
 
 
 class _Entry(BaseModel):
@@ -71,15 +66,8 @@ class _File(BaseModel):
 
 
 def read_tiers(path: Path) -> Mapping[str, Tier]:
-    """The tiers in the file at `path`, by name. Raises TierFileError."""
-    try:
-        content = yaml.load(path.read_bytes(), Loader=_StrictLoader)
-        entries = _File.model_validate(content).tiers
-    except ValidationError as error:
-        mistakes = "\n".join(f"  {_mistake(detail)}" for detail in error.errors())
-        raise TierFileError(f"mistakes in {path}:\n{mistakes}") from None
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise TierFileError(f"{path} cannot be read: {error}") from error
+    """The tiers in the file at `path`, by name. Raises ConfigurationFileError."""
+    entries = read_configuration(path, _File).tiers
     return {name: _tier(name, entry) for name, entry in entries.items()}
 
 
@@ -87,29 +75,3 @@ def _tier(name: str, entry: _Entry) -> Tier:
     values = entry.model_dump()
     values["models"] = tuple(entry.models)
     return Tier(name=name, **values)
-
-
-def _mistake(detail: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "the file"
-    if detail["type"] == "missing":
-        return f"{where}: is required"
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: is not a setting"
-    return f"{where}: {detail['msg'].removeprefix('Input ')}, got {detail['input']!r:.100}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which PyYAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As SafeLoader's, or a ConstructorError that says where the second key is."""
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused by what follows
-            if key in seen:
-                problem = f"the key {key!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)

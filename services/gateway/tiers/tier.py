@@ -37,7 +37,7 @@ class Tier:
     max_upscaled_megapixels: int
     """Millions of pixels of one upscaled picture."""
     priority: int
-    """Travels to the backend, where one more is twice the share of the device; −1000 to 1000."""
+    """Travels to the backend, where one more is twice the share of a busy device, within ±6."""
     queue_share: float
     """Largest part of a backend's queue that the tier may fill, above 0 and up to 1."""
     shadow: bool = False

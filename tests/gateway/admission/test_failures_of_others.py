@@ -182,7 +182,7 @@ async def test_the_limiter_that_was_built_is_registered(tmp_path, fake):
 
 async def test_a_frozen_redis_holds_nobody_up(tmp_path, fake, redis_url, redis_server):
     """Not the request that meets it first for long, and not those after it at all."""
-    async with door(tmp_path, fake, redis_url=redis_url) as gate:
+    async with door(tmp_path, fake, redis_url=redis_url, redis_timeout_s=0.25) as gate:
         await finished(gate.generate())
         redis_server.freeze()
         started = time.monotonic()

@@ -3,12 +3,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from services.gateway.configuration_file import ConfigurationFileError
 from services.gateway.tiers import (
     BUILT_IN_TIERS,
     DEFAULT_TIER,
     UNLIMITED_TIER,
     TierCatalog,
-    TierFileError,
     UnknownTierError,
 )
 from tests.gateway.tiers.test_file import TIER
@@ -52,7 +52,7 @@ def test_an_unknown_tier_is_told_with_those_that_exist(path):
 
 def test_a_bad_file_at_the_start_is_an_error(path):
     path.write_text("tiers: 5")
-    with pytest.raises(TierFileError):
+    with pytest.raises(ConfigurationFileError):
         TierCatalog(path)
 
 

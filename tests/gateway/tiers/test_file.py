@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.tiers import TierFileError
+from services.gateway.configuration_file import ConfigurationFileError
 from services.gateway.tiers.file import read_tiers
 
 TIER = """
@@ -33,7 +33,7 @@ def read(tmp_path):
 
 
 def mistakes(read, text):
-    with pytest.raises(TierFileError) as raised:
+    with pytest.raises(ConfigurationFileError) as raised:
         read(text)
     return str(raised.value)
 
@@ -97,5 +97,5 @@ def test_what_is_no_file_of_tiers_is_refused(read, text):
 
 
 def test_a_file_that_is_not_there_is_refused():
-    with pytest.raises(TierFileError, match=r"nowhere\.yaml cannot be read"):
+    with pytest.raises(ConfigurationFileError, match=r"nowhere\.yaml cannot be read"):
         read_tiers(Path("nowhere.yaml"))

@@ -196,7 +196,7 @@ class Tier(_message.Message):
     max_upscaled_megapixels: _builtins.int
     """Largest upscaled picture in millions of pixels."""
     priority: _builtins.int
-    """Priority with the backends, -1000 to 1000; higher goes first."""
+    """Priority with the backends, -1000 to 1000; one more is twice the share of a busy device."""
     queue_share: _builtins.float
     """Largest part of a backend's queue that the tier may fill, above 0 and up to 1."""
     shadow: _builtins.bool

@@ -154,7 +154,7 @@ class AdminServiceServicer:
 
     def GrantCredits(self, request, context):
         """Adds credits to the current month of an account; they end with it. A call that is repeated
-        with the same `x-request-id` adds nothing. NOT_FOUND.
+        with the same `x-request-id` adds nothing; ALREADY_EXISTS when its amount differs. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

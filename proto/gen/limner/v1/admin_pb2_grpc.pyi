@@ -53,7 +53,7 @@ class AdminServiceStub:
     """Tells what an account used in a month. NOT_FOUND."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GrantCreditsRequest, _admin_pb2.GrantCreditsResponse]
     """Adds credits to the current month of an account; they end with it. A call that is repeated
-    with the same `x-request-id` adds nothing. NOT_FOUND.
+    with the same `x-request-id` adds nothing; ALREADY_EXISTS when its amount differs. NOT_FOUND.
     """
     CreateKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateKeyRequest, _admin_pb2.CreateKeyResponse]
     """Creates a key; its text is in this response and nowhere else. NOT_FOUND when there is no such
@@ -99,7 +99,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Tells what an account used in a month. NOT_FOUND."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_pb2.GrantCreditsRequest, _admin_pb2.GrantCreditsResponse]  # type: ignore[assignment]
     """Adds credits to the current month of an account; they end with it. A call that is repeated
-    with the same `x-request-id` adds nothing. NOT_FOUND.
+    with the same `x-request-id` adds nothing; ALREADY_EXISTS when its amount differs. NOT_FOUND.
     """
     CreateKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateKeyRequest, _admin_pb2.CreateKeyResponse]  # type: ignore[assignment]
     """Creates a key; its text is in this response and nowhere else. NOT_FOUND when there is no such
@@ -184,7 +184,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GrantCreditsResponse, _abc.Awaitable[_admin_pb2.GrantCreditsResponse]]:
         """Adds credits to the current month of an account; they end with it. A call that is repeated
-        with the same `x-request-id` adds nothing. NOT_FOUND.
+        with the same `x-request-id` adds nothing; ALREADY_EXISTS when its amount differs. NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

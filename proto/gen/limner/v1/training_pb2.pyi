@@ -3,9 +3,12 @@
 isort:skip_file
 Personalising models from a few pictures."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -17,6 +20,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TrainingMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrainingMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAINING_METHOD_UNSPECIFIED: _TrainingMethod.ValueType  # 0
+    """The default: LoRA."""
+    TRAINING_METHOD_LORA: _TrainingMethod.ValueType  # 1
+    """Low-rank adapters."""
+    TRAINING_METHOD_FULL: _TrainingMethod.ValueType  # 2
+    """Everything in UNet and text encoder."""
+
+class TrainingMethod(_TrainingMethod, metaclass=_TrainingMethodEnumTypeWrapper):
+    """What is trained."""
+
+TRAINING_METHOD_UNSPECIFIED: TrainingMethod.ValueType  # 0
+"""The default: LoRA."""
+TRAINING_METHOD_LORA: TrainingMethod.ValueType  # 1
+"""Low-rank adapters."""
+TRAINING_METHOD_FULL: TrainingMethod.ValueType  # 2
+"""Everything in UNet and text encoder."""
+Global___TrainingMethod: _TypeAlias = TrainingMethod  # noqa: Y015
+
+class _TrainingFailureReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrainingFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingFailureReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAINING_FAILURE_REASON_UNSPECIFIED: _TrainingFailureReason.ValueType  # 0
+    """It did not fail."""
+    TRAINING_FAILURE_REASON_BAD_INPUT: _TrainingFailureReason.ValueType  # 1
+    """Configuration or data turned out to be bad; resuming is of no use."""
+    TRAINING_FAILURE_REASON_OUT_OF_MEMORY: _TrainingFailureReason.ValueType  # 2
+    """Memory of host or device did not suffice."""
+    TRAINING_FAILURE_REASON_UNUSABLE_FILES: _TrainingFailureReason.ValueType  # 3
+    """Files of model, data or checkpoint could not be read or written."""
+    TRAINING_FAILURE_REASON_KILLED: _TrainingFailureReason.ValueType  # 4
+    """The run was killed from outside."""
+    TRAINING_FAILURE_REASON_INTERNAL: _TrainingFailureReason.ValueType  # 5
+    """A defect; the server's log tells more."""
+
+class TrainingFailureReason(_TrainingFailureReason, metaclass=_TrainingFailureReasonEnumTypeWrapper):
+    """Why a job failed."""
+
+TRAINING_FAILURE_REASON_UNSPECIFIED: TrainingFailureReason.ValueType  # 0
+"""It did not fail."""
+TRAINING_FAILURE_REASON_BAD_INPUT: TrainingFailureReason.ValueType  # 1
+"""Configuration or data turned out to be bad; resuming is of no use."""
+TRAINING_FAILURE_REASON_OUT_OF_MEMORY: TrainingFailureReason.ValueType  # 2
+"""Memory of host or device did not suffice."""
+TRAINING_FAILURE_REASON_UNUSABLE_FILES: TrainingFailureReason.ValueType  # 3
+"""Files of model, data or checkpoint could not be read or written."""
+TRAINING_FAILURE_REASON_KILLED: TrainingFailureReason.ValueType  # 4
+"""The run was killed from outside."""
+TRAINING_FAILURE_REASON_INTERNAL: TrainingFailureReason.ValueType  # 5
+"""A defect; the server's log tells more."""
+Global___TrainingFailureReason: _TypeAlias = TrainingFailureReason  # noqa: Y015
 
 @_typing.final
 class TrainingJob(_message.Message):
@@ -64,6 +127,13 @@ class TrainingJob(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_YAML_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the job."""
     state: Global___TrainingJob.State.ValueType
@@ -71,10 +141,28 @@ class TrainingJob(_message.Message):
     step: _builtins.int
     """Optimizer steps done."""
     step_count: _builtins.int
-    """Optimizer steps in all."""
+    """Optimizer steps in all; 0 until it runs."""
+    base_model: _builtins.str
+    """Model that it starts from."""
+    dataset_id: _builtins.str
+    """Pictures that it learns from."""
+    configuration_yaml: _builtins.str
+    """Its configuration as YAML, with what was asked for and the server's part left out."""
+    failure_reason: Global___TrainingFailureReason.ValueType
+    """Why it failed."""
+    failure_message: _builtins.str
+    """The same for people; empty unless it failed."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
+    @_builtins.property
+    def progress(self) -> Global___TrainingProgress:
+        """Loss and pace of the newest step; absent until the first one."""
 
     def __init__(
         self,
@@ -84,14 +172,126 @@ class TrainingJob(_message.Message):
         step: _builtins.int = ...,
         step_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        base_model: _builtins.str = ...,
+        dataset_id: _builtins.str = ...,
+        configuration_yaml: _builtins.str = ...,
+        progress: Global___TrainingProgress | None = ...,
+        failure_reason: Global___TrainingFailureReason.ValueType = ...,
+        failure_message: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "state", b"state", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "configuration_yaml", b"configuration_yaml", "create_time", b"create_time", "dataset_id", b"dataset_id", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "id", b"id", "progress", b"progress", "state", b"state", "step", b"step", "step_count", b"step_count", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingJob: _TypeAlias = TrainingJob  # noqa: Y015
+
+@_typing.final
+class TrainingProgress(_message.Message):
+    """How the newest step went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_LOSS_FIELD_NUMBER: _builtins.int
+    PRIOR_LOSS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
+    ETA_FIELD_NUMBER: _builtins.int
+    CLASS_PICTURE_COUNT_FIELD_NUMBER: _builtins.int
+    instance_loss: _builtins.float
+    """Loss of the subject's pictures."""
+    prior_loss: _builtins.float
+    """Loss of the class's pictures; absent without prior preservation."""
+    learning_rate: _builtins.float
+    """Learning rate of the UNet."""
+    validation_loss: _builtins.float
+    """Loss at fixed times with fixed noise, of the last validation; absent before the first one."""
+    class_picture_count: _builtins.int
+    """Class pictures that are there; they are drawn before the first step."""
+    @_builtins.property
+    def eta(self) -> _duration_pb2.Duration:
+        """Expected time until the last step."""
+
+    def __init__(
+        self,
+        *,
+        instance_loss: _builtins.float = ...,
+        prior_loss: _builtins.float | None = ...,
+        learning_rate: _builtins.float = ...,
+        validation_loss: _builtins.float | None = ...,
+        eta: _duration_pb2.Duration | None = ...,
+        class_picture_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prior_loss", b"_prior_loss", "_validation_loss", b"_validation_loss", "eta", b"eta", "prior_loss", b"prior_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prior_loss", b"_prior_loss", "_validation_loss", b"_validation_loss", "class_picture_count", b"class_picture_count", "eta", b"eta", "instance_loss", b"instance_loss", "learning_rate", b"learning_rate", "prior_loss", b"prior_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prior_loss: _TypeAlias = _typing.Literal["prior_loss"]  # noqa: Y015
+    _WhichOneofArgType__prior_loss: _TypeAlias = _typing.Literal["_prior_loss", b"_prior_loss"]  # noqa: Y015
+    _WhichOneofReturnType__validation_loss: _TypeAlias = _typing.Literal["validation_loss"]  # noqa: Y015
+    _WhichOneofArgType__validation_loss: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prior_loss) -> _WhichOneofReturnType__prior_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
+
+Global___TrainingProgress: _TypeAlias = TrainingProgress  # noqa: Y015
+
+@_typing.final
+class UploadDatasetRequest(_message.Message):
+    """A piece of a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    file_name: _builtins.str
+    """Begins a picture: its name, for messages alone, 1 to 255 characters. Absent: `data` goes on."""
+    data: _builtins.bytes
+    """Bytes of a PNG, JPEG or WebP file, at most 32 MiB a file and 512 MiB in all."""
+    def __init__(
+        self,
+        *,
+        file_name: _builtins.str | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_file_name", b"_file_name", "file_name", b"file_name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file_name", b"_file_name", "data", b"data", "file_name", b"file_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__file_name: _TypeAlias = _typing.Literal["file_name"]  # noqa: Y015
+    _WhichOneofArgType__file_name: _TypeAlias = _typing.Literal["_file_name", b"_file_name"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file_name) -> _WhichOneofReturnType__file_name | None: ...
+
+Global___UploadDatasetRequest: _TypeAlias = UploadDatasetRequest  # noqa: Y015
+
+@_typing.final
+class UploadDatasetResponse(_message.Message):
+    """The dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    PICTURE_COUNT_FIELD_NUMBER: _builtins.int
+    dataset_id: _builtins.str
+    """Id of the dataset, the same for the same pictures."""
+    picture_count: _builtins.int
+    """Pictures in it."""
+    def __init__(
+        self,
+        *,
+        dataset_id: _builtins.str = ...,
+        picture_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "picture_count", b"picture_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadDatasetResponse: _TypeAlias = UploadDatasetResponse  # noqa: Y015
 
 @_typing.final
 class CreateTrainingJobRequest(_message.Message):
@@ -103,14 +303,28 @@ class CreateTrainingJobRequest(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     INSTANCE_PROMPT_FIELD_NUMBER: _builtins.int
     CLASS_PROMPT_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_YAML_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
-    """Key under which a repeated call finds the same job, at most 255 characters."""
+    """Key under which a repeated call finds the same job, 1 to 255 characters."""
     base_model: _builtins.str
-    """Model to start from."""
+    """Model to start from, by the name that the server gives it."""
     instance_prompt: _builtins.str
-    """Prompt that names the instance, for example `a photo of sks dog`."""
+    """Prompt that names the instance, for example `a photo of sks dog`; it has `token` as a word."""
     class_prompt: _builtins.str
-    """Prompt of the class, for example `a photo of a dog`."""
+    """Prompt of the class, for example `a photo of a dog`. Empty: no prior preservation."""
+    dataset_id: _builtins.str
+    """Pictures to learn from, as uploaded."""
+    token: _builtins.str
+    """Word that means the subject. Empty: `sks`."""
+    method: Global___TrainingMethod.ValueType
+    """What is trained."""
+    configuration_yaml: _builtins.str
+    """Further settings as YAML, at most 64 KiB: the sections lora, pictures, optimization, validation
+    and prior (without images) and the key checkpoint_interval of a run's configuration.
+    """
     def __init__(
         self,
         *,
@@ -118,10 +332,14 @@ class CreateTrainingJobRequest(_message.Message):
         base_model: _builtins.str = ...,
         instance_prompt: _builtins.str = ...,
         class_prompt: _builtins.str = ...,
+        dataset_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+        method: Global___TrainingMethod.ValueType = ...,
+        configuration_yaml: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "class_prompt", b"class_prompt", "idempotency_key", b"idempotency_key", "instance_prompt", b"instance_prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "class_prompt", b"class_prompt", "configuration_yaml", b"configuration_yaml", "dataset_id", b"dataset_id", "idempotency_key", b"idempotency_key", "instance_prompt", b"instance_prompt", "method", b"method", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +416,106 @@ class GetTrainingJobResponse(_message.Message):
 Global___GetTrainingJobResponse: _TypeAlias = GetTrainingJobResponse  # noqa: Y015
 
 @_typing.final
+class ListTrainingJobsRequest(_message.Message):
+    """Asks for a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Jobs of a page, at most 100; 0: 20."""
+    page_token: _builtins.str
+    """From the page before; empty: the first page. A token that this server did not make is refused."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrainingJobsRequest: _TypeAlias = ListTrainingJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListTrainingJobsResponse(_message.Message):
+    """A page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last one."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingJob]:
+        """Jobs, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___TrainingJob] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrainingJobsResponse: _TypeAlias = ListTrainingJobsResponse  # noqa: Y015
+
+@_typing.final
+class WatchTrainingJobRequest(_message.Message):
+    """Names a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the job."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTrainingJobRequest: _TypeAlias = WatchTrainingJobRequest  # noqa: Y015
+
+@_typing.final
+class WatchTrainingJobResponse(_message.Message):
+    """The job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___TrainingJob:
+        """The job as it is now."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___TrainingJob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTrainingJobResponse: _TypeAlias = WatchTrainingJobResponse  # noqa: Y015
+
+@_typing.final
 class CancelTrainingJobRequest(_message.Message):
     """Names a job."""
 
@@ -228,7 +546,7 @@ class CancelTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job."""
+        """The job; it may still run until its checkpoint is written."""
 
     def __init__(
         self,
@@ -242,3 +560,88 @@ class CancelTrainingJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTrainingJobResponse: _TypeAlias = CancelTrainingJobResponse  # noqa: Y015
+
+@_typing.final
+class ResumeTrainingJobRequest(_message.Message):
+    """Names a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the job."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeTrainingJobRequest: _TypeAlias = ResumeTrainingJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeTrainingJobResponse(_message.Message):
+    """The job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___TrainingJob:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___TrainingJob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeTrainingJobResponse: _TypeAlias = ResumeTrainingJobResponse  # noqa: Y015
+
+@_typing.final
+class DeleteTrainingJobRequest(_message.Message):
+    """Names a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the job."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrainingJobRequest: _TypeAlias = DeleteTrainingJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTrainingJobResponse(_message.Message):
+    """The job is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrainingJobResponse: _TypeAlias = DeleteTrainingJobResponse  # noqa: Y015

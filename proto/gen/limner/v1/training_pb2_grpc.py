@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainingServiceStub:
-    """Runs training jobs. Not served yet.
+    """Runs training jobs. An account sees its own datasets and jobs and no others.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class TrainingServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.UploadDataset = channel.stream_unary(
+                '/limner.v1.TrainingService/UploadDataset',
+                request_serializer=limner_dot_v1_dot_training__pb2.UploadDatasetRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_training__pb2.UploadDatasetResponse.FromString,
+                _registered_method=True)
         self.CreateTrainingJob = channel.unary_unary(
                 '/limner.v1.TrainingService/CreateTrainingJob',
                 request_serializer=limner_dot_v1_dot_training__pb2.CreateTrainingJobRequest.SerializeToString,
@@ -45,26 +50,73 @@ class TrainingServiceStub:
                 request_serializer=limner_dot_v1_dot_training__pb2.GetTrainingJobRequest.SerializeToString,
                 response_deserializer=limner_dot_v1_dot_training__pb2.GetTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.ListTrainingJobs = channel.unary_unary(
+                '/limner.v1.TrainingService/ListTrainingJobs',
+                request_serializer=limner_dot_v1_dot_training__pb2.ListTrainingJobsRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_training__pb2.ListTrainingJobsResponse.FromString,
+                _registered_method=True)
+        self.WatchTrainingJob = channel.unary_stream(
+                '/limner.v1.TrainingService/WatchTrainingJob',
+                request_serializer=limner_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
+                _registered_method=True)
         self.CancelTrainingJob = channel.unary_unary(
                 '/limner.v1.TrainingService/CancelTrainingJob',
                 request_serializer=limner_dot_v1_dot_training__pb2.CancelTrainingJobRequest.SerializeToString,
                 response_deserializer=limner_dot_v1_dot_training__pb2.CancelTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.ResumeTrainingJob = channel.unary_unary(
+                '/limner.v1.TrainingService/ResumeTrainingJob',
+                request_serializer=limner_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteTrainingJob = channel.unary_unary(
+                '/limner.v1.TrainingService/DeleteTrainingJob',
+                request_serializer=limner_dot_v1_dot_training__pb2.DeleteTrainingJobRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_training__pb2.DeleteTrainingJobResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
-    """Runs training jobs. Not served yet.
+    """Runs training jobs. An account sees its own datasets and jobs and no others.
     """
 
+    def UploadDataset(self, request_iterator, context):
+        """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
+        others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
+        is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
+        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateTrainingJob(self, request, context):
-        """Creates a job; the same `idempotency_key` returns the job that exists.
+        """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
+        returns the job that exists, with another request ALREADY_EXISTS (IDEMPOTENCY_KEY_USED).
+        INVALID_ARGUMENT lists every violation, before anything is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTrainingJob(self, request, context):
-        """Returns a job. NOT_FOUND when it does not exist.
+        """Returns a job. NOT_FOUND (JOB_NOT_FOUND) when the account has no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrainingJobs(self, request, context):
+        """Lists the account's jobs, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTrainingJob(self, request, context):
+        """Sends the job as it is now, and again after changes; intermediate states may be left out. Ends
+        with OK after the message with a state that is final: succeeded, failed or cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,9 +130,30 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeTrainingJob(self, request, context):
+        """Puts a job that failed or was cancelled back into the queue; it goes on exactly where its last
+        checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrainingJob(self, request, context):
+        """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
+        (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'UploadDataset': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadDataset,
+                    request_deserializer=limner_dot_v1_dot_training__pb2.UploadDatasetRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_training__pb2.UploadDatasetResponse.SerializeToString,
+            ),
             'CreateTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTrainingJob,
                     request_deserializer=limner_dot_v1_dot_training__pb2.CreateTrainingJobRequest.FromString,
@@ -91,10 +164,30 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=limner_dot_v1_dot_training__pb2.GetTrainingJobRequest.FromString,
                     response_serializer=limner_dot_v1_dot_training__pb2.GetTrainingJobResponse.SerializeToString,
             ),
+            'ListTrainingJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrainingJobs,
+                    request_deserializer=limner_dot_v1_dot_training__pb2.ListTrainingJobsRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_training__pb2.ListTrainingJobsResponse.SerializeToString,
+            ),
+            'WatchTrainingJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTrainingJob,
+                    request_deserializer=limner_dot_v1_dot_training__pb2.WatchTrainingJobRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_training__pb2.WatchTrainingJobResponse.SerializeToString,
+            ),
             'CancelTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTrainingJob,
                     request_deserializer=limner_dot_v1_dot_training__pb2.CancelTrainingJobRequest.FromString,
                     response_serializer=limner_dot_v1_dot_training__pb2.CancelTrainingJobResponse.SerializeToString,
+            ),
+            'ResumeTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTrainingJob,
+                    request_deserializer=limner_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.SerializeToString,
+            ),
+            'DeleteTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrainingJob,
+                    request_deserializer=limner_dot_v1_dot_training__pb2.DeleteTrainingJobRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_training__pb2.DeleteTrainingJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -105,8 +198,35 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService:
-    """Runs training jobs. Not served yet.
+    """Runs training jobs. An account sees its own datasets and jobs and no others.
     """
+
+    @staticmethod
+    def UploadDataset(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/limner.v1.TrainingService/UploadDataset',
+            limner_dot_v1_dot_training__pb2.UploadDatasetRequest.SerializeToString,
+            limner_dot_v1_dot_training__pb2.UploadDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateTrainingJob(request,
@@ -163,6 +283,60 @@ class TrainingService:
             _registered_method=True)
 
     @staticmethod
+    def ListTrainingJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limner.v1.TrainingService/ListTrainingJobs',
+            limner_dot_v1_dot_training__pb2.ListTrainingJobsRequest.SerializeToString,
+            limner_dot_v1_dot_training__pb2.ListTrainingJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/limner.v1.TrainingService/WatchTrainingJob',
+            limner_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
+            limner_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelTrainingJob(request,
             target,
             options=(),
@@ -179,6 +353,60 @@ class TrainingService:
             '/limner.v1.TrainingService/CancelTrainingJob',
             limner_dot_v1_dot_training__pb2.CancelTrainingJobRequest.SerializeToString,
             limner_dot_v1_dot_training__pb2.CancelTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limner.v1.TrainingService/ResumeTrainingJob',
+            limner_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
+            limner_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limner.v1.TrainingService/DeleteTrainingJob',
+            limner_dot_v1_dot_training__pb2.DeleteTrainingJobRequest.SerializeToString,
+            limner_dot_v1_dot_training__pb2.DeleteTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

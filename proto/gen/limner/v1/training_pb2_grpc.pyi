@@ -27,37 +27,95 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainingServiceStub:
-    """Runs training jobs. Not served yet."""
+    """Runs training jobs. An account sees its own datasets and jobs and no others."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainingServiceAsyncStub: ...
+    UploadDataset: _grpc.StreamUnaryMultiCallable[_training_pb2.UploadDatasetRequest, _training_pb2.UploadDatasetResponse]
+    """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
+    others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
+    is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
+    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+    """
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateTrainingJobRequest, _training_pb2.CreateTrainingJobResponse]
-    """Creates a job; the same `idempotency_key` returns the job that exists."""
+    """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
+    returns the job that exists, with another request ALREADY_EXISTS (IDEMPOTENCY_KEY_USED).
+    INVALID_ARGUMENT lists every violation, before anything is stored.
+    """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]
-    """Returns a job. NOT_FOUND when it does not exist."""
+    """Returns a job. NOT_FOUND (JOB_NOT_FOUND) when the account has no such job."""
+    ListTrainingJobs: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListTrainingJobsRequest, _training_pb2.ListTrainingJobsResponse]
+    """Lists the account's jobs, the newest first."""
+    WatchTrainingJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchTrainingJobRequest, _training_pb2.WatchTrainingJobResponse]
+    """Sends the job as it is now, and again after changes; intermediate states may be left out. Ends
+    with OK after the message with a state that is final: succeeded, failed or cancelled.
+    """
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingJobRequest, _training_pb2.CancelTrainingJobResponse]
     """Stops a job. The job keeps its last checkpoint and ends in STATE_CANCELLED; cancelling a job
     that has ended changes nothing.
     """
+    ResumeTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeTrainingJobRequest, _training_pb2.ResumeTrainingJobResponse]
+    """Puts a job that failed or was cancelled back into the queue; it goes on exactly where its last
+    checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
+    """
+    DeleteTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteTrainingJobRequest, _training_pb2.DeleteTrainingJobResponse]
+    """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
+    (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
-    """Runs training jobs. Not served yet."""
+    """Runs training jobs. An account sees its own datasets and jobs and no others."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    UploadDataset: _aio.StreamUnaryMultiCallable[_training_pb2.UploadDatasetRequest, _training_pb2.UploadDatasetResponse]  # type: ignore[assignment]
+    """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
+    others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
+    is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
+    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+    """
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateTrainingJobRequest, _training_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
-    """Creates a job; the same `idempotency_key` returns the job that exists."""
+    """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
+    returns the job that exists, with another request ALREADY_EXISTS (IDEMPOTENCY_KEY_USED).
+    INVALID_ARGUMENT lists every violation, before anything is stored.
+    """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
-    """Returns a job. NOT_FOUND when it does not exist."""
+    """Returns a job. NOT_FOUND (JOB_NOT_FOUND) when the account has no such job."""
+    ListTrainingJobs: _aio.UnaryUnaryMultiCallable[_training_pb2.ListTrainingJobsRequest, _training_pb2.ListTrainingJobsResponse]  # type: ignore[assignment]
+    """Lists the account's jobs, the newest first."""
+    WatchTrainingJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchTrainingJobRequest, _training_pb2.WatchTrainingJobResponse]  # type: ignore[assignment]
+    """Sends the job as it is now, and again after changes; intermediate states may be left out. Ends
+    with OK after the message with a state that is final: succeeded, failed or cancelled.
+    """
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingJobRequest, _training_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
     """Stops a job. The job keeps its last checkpoint and ends in STATE_CANCELLED; cancelling a job
     that has ended changes nothing.
     """
+    ResumeTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeTrainingJobRequest, _training_pb2.ResumeTrainingJobResponse]  # type: ignore[assignment]
+    """Puts a job that failed or was cancelled back into the queue; it goes on exactly where its last
+    checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
+    """
+    DeleteTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteTrainingJobRequest, _training_pb2.DeleteTrainingJobResponse]  # type: ignore[assignment]
+    """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
+    (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+    """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs training jobs. Not served yet."""
+    """Runs training jobs. An account sees its own datasets and jobs and no others."""
+
+    @_abc_1.abstractmethod
+    def UploadDataset(
+        self,
+        request_iterator: _MaybeAsyncIterator[_training_pb2.UploadDatasetRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.UploadDatasetResponse, _abc.Awaitable[_training_pb2.UploadDatasetResponse]]:
+        """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
+        others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
+        is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
+        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+        """
 
     @_abc_1.abstractmethod
     def CreateTrainingJob(
@@ -65,7 +123,10 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CreateTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CreateTrainingJobResponse, _abc.Awaitable[_training_pb2.CreateTrainingJobResponse]]:
-        """Creates a job; the same `idempotency_key` returns the job that exists."""
+        """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
+        returns the job that exists, with another request ALREADY_EXISTS (IDEMPOTENCY_KEY_USED).
+        INVALID_ARGUMENT lists every violation, before anything is stored.
+        """
 
     @_abc_1.abstractmethod
     def GetTrainingJob(
@@ -73,7 +134,25 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.GetTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.GetTrainingJobResponse, _abc.Awaitable[_training_pb2.GetTrainingJobResponse]]:
-        """Returns a job. NOT_FOUND when it does not exist."""
+        """Returns a job. NOT_FOUND (JOB_NOT_FOUND) when the account has no such job."""
+
+    @_abc_1.abstractmethod
+    def ListTrainingJobs(
+        self,
+        request: _training_pb2.ListTrainingJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListTrainingJobsResponse, _abc.Awaitable[_training_pb2.ListTrainingJobsResponse]]:
+        """Lists the account's jobs, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchTrainingJob(
+        self,
+        request: _training_pb2.WatchTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.WatchTrainingJobResponse], _abc.AsyncIterator[_training_pb2.WatchTrainingJobResponse]]:
+        """Sends the job as it is now, and again after changes; intermediate states may be left out. Ends
+        with OK after the message with a state that is final: succeeded, failed or cancelled.
+        """
 
     @_abc_1.abstractmethod
     def CancelTrainingJob(
@@ -83,6 +162,26 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.CancelTrainingJobResponse, _abc.Awaitable[_training_pb2.CancelTrainingJobResponse]]:
         """Stops a job. The job keeps its last checkpoint and ends in STATE_CANCELLED; cancelling a job
         that has ended changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeTrainingJob(
+        self,
+        request: _training_pb2.ResumeTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ResumeTrainingJobResponse, _abc.Awaitable[_training_pb2.ResumeTrainingJobResponse]]:
+        """Puts a job that failed or was cancelled back into the queue; it goes on exactly where its last
+        checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTrainingJob(
+        self,
+        request: _training_pb2.DeleteTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.DeleteTrainingJobResponse, _abc.Awaitable[_training_pb2.DeleteTrainingJobResponse]]:
+        """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
+        (JOB_NOT_ENDED) while it waits or runs: cancel it first.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

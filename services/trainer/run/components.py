@@ -1,0 +1,136 @@
+"""The parts of a base model in torch, and what a run does with them frozen.
+
+Shape legend: B rows, C latent channels, h and w latent sides, H and W picture sides, L tokens,
+D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from services.trainer.run.base_model import BaseModel, BaseModelError
+
+# Buffers that older checkpoints carry and newer ones compute.
+_COMPUTED_KEYS = ("position_ids",)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Components:
+    """The parts of a model, in float32, frozen, in evaluation mode."""
+
+    tokenizer: Any
+    text_encoder: nn.Module
+    unet: nn.Module
+    vae: nn.Module
+    scheduler: Any
+    """A diffusers `DDPMScheduler` with the model's noise schedule."""
+
+    def pipeline(self) -> Any:
+        """A stock pipeline around these very parts, with DDIM, and silent."""
+        scheduler = diffusers.DDIMScheduler.from_config(self.scheduler.config)
+        pipeline = diffusers.StableDiffusionPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            unet=self.unet,
+            vae=self.vae,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def load_components(base: BaseModel) -> Components:
+    """Read every part from safetensors.
+
+    Raises `BaseModelError` for files that cannot be read and for weights that are missing or
+    misshapen: the libraries would fill those with random numbers.
+    """
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # It warns of every key that another version of itself wrote.
+    diffusers.utils.logging.set_verbosity_error()
+    folder = base.folder
+    return Components(
+        tokenizer=_load_tokenizer(folder / "tokenizer"),
+        text_encoder=_load(transformers.CLIPTextModel, folder / "text_encoder"),
+        unet=_load(diffusers.UNet2DConditionModel, folder / "unet"),
+        vae=_load(getattr(diffusers, base.vae_class), folder / "vae"),
+        scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+    )
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids (B, L), padded to the window; what does not fit is cut."""
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return cast(Tensor, tokens.input_ids)
+
+
+def encode_text(text_encoder: nn.Module, ids_BL: Tensor) -> Tensor:
+    """Embeddings (B, L, D): the last hidden state, without a mask as in the stock pipeline."""
+    return cast(Tensor, text_encoder(ids_BL).last_hidden_state)
+
+
+def encode_moments(vae: nn.Module, pictures_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean and deviation (B, C, h, w) of the latents of pictures in [-1, 1], scaled as the
+    denoiser sees them; no deviation for an autoencoder that is deterministic."""
+    encoded = vae.encode(pictures_B3HW)  # type: ignore[operator]
+    scale = float(cast(Any, vae).config.scaling_factor)
+    if hasattr(encoded, "latents"):
+        return encoded.latents * scale, None
+    distribution = encoded.latent_dist
+    return distribution.mean * scale, distribution.std * scale
+
+
+def common_word(tokenizer: Any, token: str) -> bool:
+    """Whether the tokenizer knows `token` as one of its frequent words.
+
+    Tokens are numbered by how early they were merged, hence by frequency; of CLIP's 49,408 the
+    customary `sks` is number 48,136.
+    """
+    ids = tokenizer(token, add_special_tokens=False).input_ids
+    return len(ids) == 1 and ids[0] < 0.9 * len(tokenizer) and ids[0] >= 512
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise BaseModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def _load(component_class: Any, folder: Path) -> nn.Module:
+    try:
+        module, report = component_class.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BaseModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        keys = [key for key in map(str, report[problem]) if not key.endswith(_COMPUTED_KEYS)]
+        if keys:
+            raise BaseModelError(
+                f"{folder}: weights do not fit config.json: {problem.replace('_', ' ')} "
+                f"{', '.join(sorted(keys)[:3])} ({len(keys)} in all)"
+            )
+    return cast(nn.Module, module.eval().requires_grad_(False))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

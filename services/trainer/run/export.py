@@ -1,0 +1,171 @@
+"""What comes out of a run: a folder that appears whole or not at all.
+
+result/
+  model/                  diffusers layout, ready to be served; LoRA updates are merged in
+  lora/                   method lora only
+    pytorch_lora_weights.safetensors   diffusers layout
+    <name>.safetensors                 the single-file layout that other tools read
+  samples/                the newest sample pictures
+  configuration.yaml      every value that was used
+  run.json                base revision, dataset digest, token, prompts, versions
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import nn
+
+from services.trainer.run.checkpoint import Identity, Position
+from services.trainer.run.components import Components, load_components
+from services.trainer.run.reading import CheckedRun
+from services.trainer.run.reporting import write_atomically
+from services.trainer.run.single_file import single_file_keys, write_single_file
+
+RESULT_FOLDER = "result"
+
+_COPIED = ("tokenizer", "scheduler", "vae")
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+def export_result(
+    run: CheckedRun,
+    components: Components,
+    *,
+    identity: Identity,
+    position: Position,
+    samples: list[Path],
+) -> Path:
+    """Write the folder from the weights as they are in `components`; returns it."""
+    output = run.configuration.output
+    partial = output / f".{RESULT_FOLDER}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    if run.configuration.method == "lora":
+        _write_lora(run, components, partial / "lora")
+        _write_model(run, _merged(run, components), partial / "model")
+    else:
+        _write_model(run, components, partial / "model")
+    (partial / "samples").mkdir()
+    for path in samples:
+        shutil.copy2(path, partial / "samples" / path.name)
+    configuration = run.configuration.model_dump(mode="json")
+    write_atomically(partial / "configuration.yaml", yaml.safe_dump(configuration, sort_keys=False))
+    write_atomically(partial / "run.json", json.dumps(_facts(run, identity, position), indent=1))
+    result = output / RESULT_FOLDER
+    os.replace(partial, result)
+    return result
+
+
+def _facts(run: CheckedRun, identity: Identity, position: Position) -> dict[str, Any]:
+    configuration = run.configuration
+    return {
+        "base_revision": run.base_revision,
+        "dataset_digest": run.dataset_digest,
+        "family": run.base.family,
+        "method": configuration.method,
+        "token": configuration.instance.token,
+        "instance_prompt": configuration.instance.prompt,
+        "class_prompt": configuration.prior.prompt if configuration.prior else None,
+        "side": run.side,
+        **asdict(identity),
+        **asdict(position),
+    }
+
+
+def _write_lora(run: CheckedRun, components: Components, folder: Path) -> None:
+    unet, text_encoder = components.unet, components.text_encoder
+    adapted = {"unet": unet}
+    if run.configuration.optimization.train_text_encoder:
+        adapted["text_encoder"] = text_encoder
+    states = {part: get_peft_model_state_dict(module) for part, module in adapted.items()}
+    if "text_encoder" in states:
+        # The name that the rest of the field knows; transformers has dropped the level.
+        prefix = "" if hasattr(text_encoder, "text_model") else "text_model."
+        states["text_encoder"] = {f"{prefix}{k}": v for k, v in states["text_encoder"].items()}
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=states["unet"],
+        text_encoder_lora_layers=states.get("text_encoder"),
+        **_lora_metadata(adapted),
+    )
+    tensors = single_file_keys(states, alpha=run.configuration.lora.alpha)
+    name = f"{run.configuration.instance.token}.safetensors"
+    write_single_file(
+        folder / _file_name(name),
+        tensors,
+        rank=run.configuration.lora.rank,
+        alpha=run.configuration.lora.alpha,
+    )
+
+
+def _lora_metadata(adapted: dict[str, nn.Module]) -> dict[str, Any]:
+    """How the adapters are read: without dropout, which a reader would otherwise apply, and
+    without the path of the base, which is nobody's business."""
+    neutral = {"lora_dropout": 0.0, "base_model_name_or_path": None, "inference_mode": True}
+    collated: dict[str, dict[str, Any]] = _collate_lora_metadata(adapted)
+    return {part: metadata | neutral for part, metadata in collated.items()}
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+
+
+@torch.no_grad()
+def _merged(run: CheckedRun, components: Components) -> Components:
+    """The base model in float32 with the updates added."""
+    merged = load_components(run.base)
+    for trained, plain in (
+        (components.unet, merged.unet),
+        (components.text_encoder, merged.text_encoder),
+    ):
+        for name, layer in trained.named_modules():
+            if isinstance(layer, LoraLayer):
+                weight = plain.get_submodule(name).weight
+                assert isinstance(weight, nn.Parameter)
+                weight += layer.get_delta_weight("default").to(weight)  # type: ignore[operator]
+    return merged
+
+
+def _write_model(run: CheckedRun, components: Components, folder: Path) -> None:
+    base = run.base.folder
+    folder.mkdir(parents=True)
+    for part in _COPIED:
+        shutil.copytree(base / part, folder / part)
+    for part, module in (("unet", components.unet), ("text_encoder", components.text_encoder)):
+        dtype = _stored_dtype(next((base / part).glob("*.safetensors")))
+        saved: Any = module.to("cpu", dtype)
+        saved.save_pretrained(folder / part, safe_serialization=True)
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    for part in ("safety_checker", "feature_extractor", "image_encoder"):
+        if part in index:
+            index[part] = [None, None]
+    index["requires_safety_checker"] = False
+    write_atomically(folder / "model_index.json", json.dumps(index, indent=2))
+    _write_card(run, folder)
+
+
+def _write_card(run: CheckedRun, folder: Path) -> None:
+    """The base's card, with the token among the words that the model understands."""
+    path = run.base.folder / "limner.json"
+    if path.is_file():
+        card = json.loads(path.read_text(encoding="utf-8"))
+        words = [*card.get("words", []), run.configuration.instance.token]
+        write_atomically(folder / path.name, json.dumps(card | {"words": words}, indent=1))
+
+
+def _stored_dtype(path: Path) -> torch.dtype:
+    with safe_open(path, "pt") as file:
+        name = next(iter(file.keys()))
+        return _DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)

@@ -1,0 +1,59 @@
+"""A checked run as this process: trains, and says in exit code and status file how it ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+
+from services.trainer.run.base_model import BaseModelError
+from services.trainer.run.locking import only_process
+from services.trainer.run.reading import CheckedRun
+from services.trainer.run.reporting import RunReport
+from services.trainer.run.stopping import StopFlag
+from services.trainer.run.violations import (
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    EXIT_STOPPED,
+    RefusedError,
+    StoppedError,
+)
+
+
+def execute(run: CheckedRun, stop: StopFlag) -> int:
+    """Run what was checked; returns the exit code, and leaves the reason in the status file."""
+    # Not before it is needed: it takes seconds, and a check needs none of it.
+    from services.trainer.run.training import OUT_OF_MEMORY_ERRORS, train
+
+    report = RunReport(run.configuration.output)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    if not is_first:
+        report.mute()
+    ended = False
+    try:
+        with only_process(run.configuration.output, stop) if is_first else nullcontext():
+            result = train(run, report=report, stop=stop)
+            report.update(state="succeeded", eta_s=0.0)
+        ended = True
+    except StoppedError as error:
+        report.update(state="stopped", message=str(error))
+        ended = True
+        # Lightning kills the first process if another ends with anything but 0.
+        return EXIT_STOPPED if is_first else 0
+    except RefusedError as error:
+        report.refuse(error.violations)
+        ended = True
+        print(f"the run cannot start:\n{error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except (*OUT_OF_MEMORY_ERRORS, BaseModelError, OSError) as error:
+        is_memory = isinstance(error, OUT_OF_MEMORY_ERRORS)
+        reason = "OUT_OF_MEMORY" if is_memory else "UNUSABLE_FILES"
+        report.update(state="failed", reason=reason, message=str(error))
+        ended = True
+        print(f"the run failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        if not ended:
+            report.update(state="failed", reason="INTERNAL", message="a defect; see the log")
+    print(f"result: {result}")
+    return 0

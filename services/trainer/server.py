@@ -1,0 +1,124 @@
+"""The trainer's process: jobs, their supervisor and the gRPC server, put together and taken apart.
+
+`__main__` runs it with the environment's settings, tests with their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from services.runtime.server import GrpcServer
+from services.storage.database import open_engine
+from services.trainer.backends.backend import RunBackend
+from services.trainer.backends.subprocess_backend import SubprocessBackend
+from services.trainer.changes import JobChanges
+from services.trainer.datasets import DatasetStore
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.servicer import grpc_services
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import JobStore
+from services.trainer.supervisor import Supervisor
+from services.trainer.trainings import Trainings
+
+
+class TrainerServer:
+    """A running trainer; see `open_trainer_server`."""
+
+    def __init__(
+        self, settings: TrainerSettings, *, registry: CollectorRegistry, backend: RunBackend
+    ) -> None:
+        data = settings.data_dir.absolute()
+        self._engine = open_engine(settings.jobs_url())
+        self._changes = JobChanges()
+        self._draining = asyncio.Event()
+        self._supervising: asyncio.Task[None] | None = None
+        self._draining_watch: asyncio.Task[None] | None = None
+        self._failed: asyncio.Future[BaseException] | None = None
+        metrics = TrainerMetrics(registry)
+        self.store = JobStore(self._engine)
+        self._supervisor = Supervisor(
+            store=self.store,
+            backend=backend,
+            changes=self._changes,
+            metrics=metrics,
+            folder=data / "jobs",
+            max_running=settings.max_running_jobs,
+        )
+        trainings = Trainings(
+            store=self.store,
+            datasets=DatasetStore(data / "datasets"),
+            supervisor=self._supervisor,
+            changes=self._changes,
+            metrics=metrics,
+            draining=self._draining,
+            bases=settings.bases(),
+            folder=data / "jobs",
+            class_image_cache=data / "class-images",
+            max_queued=settings.max_queued_jobs,
+        )
+        self.grpc = GrpcServer(
+            settings.address,
+            grpc_services(trainings),
+            grace_s=settings.grace_s,
+            credentials=settings.server_credentials(),
+            registry=registry,
+            draining=self._draining,
+            health_address=settings.health_address,
+        )
+        self.port = 0
+        """Where it listens, once started."""
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Gets what ended the supervisor, so that no job would run any more."""
+        assert self._failed is not None, "the server has not been started"
+        return self._failed
+
+    async def start(self) -> None:
+        """Open the database, listen, and take up what was left; raises OSError, ValueError or
+        SQLAlchemyError."""
+        self._failed = asyncio.get_running_loop().create_future()
+        await self.store.migrate()
+        self.port = await self.grpc.start()
+        self._supervising = asyncio.create_task(self._supervisor.run())
+        self._supervising.add_done_callback(self._supervisor_ended)
+        self._draining_watch = asyncio.create_task(self._end_watches())
+        self.grpc.set_serving(True)
+
+    async def stop(self) -> None:
+        """Stop the runs at their next checkpoint; the gRPC server must have been drained."""
+        self._supervisor.stop()
+        if self._supervising is not None and self._draining_watch is not None:
+            self._draining_watch.cancel()
+            await asyncio.wait([self._supervising, self._draining_watch])
+        await self._engine.dispose()
+
+    async def _end_watches(self) -> None:
+        """Watches end as soon as the drain begins; runs may already write their checkpoints."""
+        await self._draining.wait()
+        self._supervisor.stop()
+        self._changes.notify_all()
+
+    def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
+            self.grpc.set_serving(False)
+            self.failed.set_result(error)
+
+
+@asynccontextmanager
+async def open_trainer_server(
+    settings: TrainerSettings, *, registry: CollectorRegistry, backend: RunBackend | None = None
+) -> AsyncIterator[TrainerServer]:
+    """Start a server; on leaving, drain it without a grace unless that was done, and stop it."""
+    server = TrainerServer(settings, registry=registry, backend=backend or SubprocessBackend())
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.grpc.drain(0)
+        await server.stop()

@@ -1,0 +1,178 @@
+"""What an account can do with datasets and training jobs; knows no protobuf.
+
+Files and checks are dealt with on threads; the event loop never waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from services.runtime.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+)
+from services.trainer.changes import JobChanges
+from services.trainer.datasets import DatasetStore
+from services.trainer.errors import IdempotencyKeyUsedError, JobStateError
+from services.trainer.job import FINAL_STATES, JobRequest, TrainingJob
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.request_checks import run_tree
+from services.trainer.store import JobStore, new_job_id
+from services.trainer.supervisor import Supervisor
+
+_PAGE_SIZE = 20
+_MAX_PAGE_SIZE = 100
+_QUEUE_RETRY_S = 60.0
+
+
+class Trainings:
+    """The operations of the service."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        datasets: DatasetStore,
+        supervisor: Supervisor,
+        changes: JobChanges,
+        metrics: TrainerMetrics,
+        draining: asyncio.Event,
+        bases: Mapping[str, Path],
+        folder: Path,
+        class_image_cache: Path,
+        max_queued: int,
+    ) -> None:
+        self._store, self._datasets, self._supervisor = store, datasets, supervisor
+        self._changes, self._metrics, self._draining = changes, metrics, draining
+        self._bases, self._folder = bases, folder
+        self._class_image_cache, self._max_queued = class_image_cache, max_queued
+
+    async def upload(
+        self, account: str, pieces: AsyncIterator[tuple[str | None, bytes]]
+    ) -> tuple[str, int]:
+        """Keep a dataset; returns its id and the number of pictures."""
+        upload = await asyncio.to_thread(self._datasets.open_upload, account)
+        try:
+            async for file_name, data in pieces:
+                await asyncio.to_thread(upload.write, file_name, data)
+            kept = await asyncio.to_thread(upload.finish)
+        finally:
+            await asyncio.shield(asyncio.to_thread(upload.__exit__))
+        self._metrics.uploaded()
+        return kept
+
+    async def create(self, account: str, key: str, request: JobRequest) -> TrainingJob:
+        """Queue a job, or return the one under the key."""
+        known = await self._store.find_by_key(account, key)
+        if known is not None:
+            if known.request != request:
+                raise IdempotencyKeyUsedError(known.id)
+            return known
+        job_id = new_job_id()
+        tree = await asyncio.to_thread(self._checked_tree, account, key, request, job_id)
+        if await self._store.queued_count() >= self._max_queued:
+            raise QueueFullError(_QUEUE_RETRY_S)
+        job = await self._store.create(account, key, request, tree, job_id)
+        self._supervisor.wake()
+        return job
+
+    async def get(self, account: str, job_id: str) -> TrainingJob:
+        """A job of the account."""
+        return await self._store.get(account, job_id)
+
+    async def list(
+        self, account: str, page_size: int, page_token: str
+    ) -> tuple[list[TrainingJob], str]:
+        """A page of jobs, the newest first, and the token of the next page or nothing."""
+        if not 0 <= page_size <= _MAX_PAGE_SIZE:
+            allowed = f"must be between 0 and {_MAX_PAGE_SIZE}; got {page_size}"
+            raise InvalidRequestError([_fault("page_size", "OUT_OF_RANGE", allowed)])
+        count = page_size or _PAGE_SIZE
+        before = _read_token(page_token) if page_token else None
+        jobs = await self._store.list(account, count + 1, before)
+        page = jobs[:count]
+        return page, _token(page[-1]) if len(jobs) > count else ""
+
+    async def watch(self, account: str, job_id: str) -> AsyncGenerator[TrainingJob, None]:
+        """The job now and after changes, until it has ended."""
+        with self._changes.watch(job_id) as changed:
+            last: TrainingJob | None = None
+            while True:
+                changed.clear()
+                job = await self._store.get(account, job_id)
+                if job != last:
+                    last = job
+                    yield job
+                if job.state in FINAL_STATES:
+                    return
+                if self._draining.is_set():
+                    raise UnavailableError(reason="SHUTTING_DOWN")
+                await changed.wait()
+
+    async def cancel(self, account: str, job_id: str) -> TrainingJob:
+        """Ask for a job's end."""
+        await self._store.get(account, job_id)
+        await self._store.cancel(job_id)
+        self._changes.notify(job_id)
+        return await self._store.get(account, job_id)
+
+    async def resume(self, account: str, job_id: str) -> TrainingJob:
+        """Queue a job that failed or was cancelled."""
+        job = await self._store.get(account, job_id)
+        resumable = job.state in ("failed", "cancelled")
+        if not (resumable and await self._store.move(job_id, "queued")):
+            message = f"The job is {job.state}; only one that failed or was cancelled can go on."
+            raise JobStateError(message, reason="JOB_NOT_RESUMABLE")
+        self._supervisor.wake()
+        self._changes.notify(job_id)
+        return await self._store.get(account, job_id)
+
+    async def delete(self, account: str, job_id: str) -> None:
+        """Remove a job that has ended, and its files."""
+        job = await self._store.get(account, job_id)
+        if job.state not in FINAL_STATES or not await self._store.remove(job_id):
+            message = f"The job is {job.state}; cancel it first."
+            raise JobStateError(message, reason="JOB_NOT_ENDED")
+        await asyncio.to_thread(shutil.rmtree, self._folder / job_id, ignore_errors=True)
+        self._changes.notify(job_id)
+
+    def _checked_tree(
+        self, account: str, key: str, request: JobRequest, job_id: str
+    ) -> dict[str, object]:
+        return run_tree(
+            request,
+            idempotency_key=key,
+            bases=self._bases,
+            dataset=self._datasets.find(account, request.dataset_id),
+            output=self._folder / job_id / "output",
+            class_image_cache=self._class_image_cache,
+        )
+
+
+def _token(job: TrainingJob) -> str:
+    return urlsafe_b64encode(f"{job.create_time.isoformat()} {job.id}".encode()).decode()
+
+
+def _read_token(token: str) -> tuple[datetime, str]:
+    try:
+        created, _, job_id = urlsafe_b64decode(token.encode()).decode().partition(" ")
+        moment = datetime.fromisoformat(created)
+        if moment.tzinfo is None:
+            raise ValueError("no time zone")
+    except (ValueError, Base64Error) as error:
+        raise InvalidRequestError(
+            [_fault("page_token", "MALFORMED", "is no token of this server")]
+        ) from error
+    return moment, job_id
+
+
+def _fault(field: str, reason: str, description: str) -> FieldViolation:
+    return FieldViolation(field=field, reason=reason, description=description)

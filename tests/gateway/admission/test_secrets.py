@@ -1,0 +1,54 @@
+"""No key and no prompt in any log line, metric or error, whatever happens to a request."""
+
+import logging
+
+import grpc
+from prometheus_client import generate_latest
+
+from services.runtime.logs import new_formatter
+from tests.gateway.admission.doors import door, finished, outcome
+from tests.gateway.fake_backend import backend
+
+PROMPT = "a portrait of the minister's secret guest"
+
+
+async def errors_of(gate, *prompts, **fields):
+    """Everything that the failing calls tell: message and metadata."""
+    told = []
+    for prompt in prompts:
+        call = gate.generate(prompt, negative_prompt=PROMPT, **fields)
+        try:
+            await finished(call)
+        except grpc.aio.AioRpcError as error:
+            told.append(f"{error.details()} {error.initial_metadata()} {error.trailing_metadata()}")
+    return told
+
+
+async def test_neither_key_nor_prompt_reaches_a_log_a_metric_or_an_error(
+    tmp_path, redis_url, redis_server, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    tier = {"max_step_count": 5, "monthly_millicredits": 1000}
+    async with backend() as fake, door(tmp_path, fake, redis_url=redis_url, **tier) as gate:
+        await finished(gate.generate(negative_prompt=PROMPT))
+        told = await errors_of(gate, "refuse", "queue full", "fail after picture")
+        told += await errors_of(gate, "picture", step_count=6)
+        told += await errors_of(gate, "picture", model="no such model")
+        told += await errors_of(gate, "picture", width=2000, height=1000, step_count=5)
+        told += await errors_of(gate, *["picture"] * 4, width=2000, height=1000, step_count=5)
+        forged = [("authorization", f"Bearer {gate.key[:-1]}x")]
+        assert await outcome(gate.generate(metadata=forged)) == "UNAUTHENTICATED"
+        redis_server.kill()
+        told += await errors_of(gate, "picture")
+        redis_server.restart()
+        metrics = generate_latest(gate.registry).decode()
+        key = gate.key
+    assert len(told) >= 7
+    formatter = new_formatter()
+    logged = [formatter.format(record) for record in caplog.records]
+    assert len(logged) > 10
+    for text in (*told, *logged, metrics):
+        assert key not in text
+        assert key[:-8] not in text
+        assert PROMPT not in text
+        assert "acme" not in metrics

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from tests.diffusion.tiny import write_emoji_like_model, write_plain_model
+from tests.trainer.run.runs import write_photos
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plain_model(tmp_path_factory.mktemp("plain") / "model")
+
+
+@pytest.fixture(scope="session")
+def emoji_like_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_emoji_like_model(tmp_path_factory.mktemp("emoji") / "model")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from services.storage.database import open_engine
+from services.trainer.job import FINAL_STATES, TRANSITIONS, JobRequest, JobState
+from services.trainer.store import JobStore, new_job_id
+from services.trainer.tables import metadata
+
+_REQUEST = JobRequest(
+    base_model="tiny",
+    dataset_id="d",
+    instance_prompt="a sks dog",
+    class_prompt="",
+    token="sks",
+    method="lora",
+    configuration_yaml="",
+)
+_PATHS: dict[JobState, tuple[JobState, ...]] = {
+    "queued": (),
+    "running": ("running",),
+    "succeeded": ("running", "succeeded"),
+    "failed": ("running", "failed"),
+    "cancelled": ("cancelled",),
+}
+
+
+async def test_only_legal_transitions_happen(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(engine)
+    await store.migrate()
+    for state, path in _PATHS.items():
+        for target in TRANSITIONS:
+            key = f"{state} {target}"
+            job = await store.create("alice", key, _REQUEST, {"output": "o"}, new_job_id())
+            for step in path:
+                assert await store.move(job.id, step)
+            moved = await store.move(job.id, target)
+            assert moved is (target in TRANSITIONS[state]), key
+            assert (await store.get("alice", job.id)).state == (target if moved else state)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_what_ran_when_the_service_died_is_queued_or_cancelled(
+    tmp_path: Path, cancel: bool
+) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(engine)
+    await store.migrate()
+    job = await store.create("alice", "k", _REQUEST, {"output": "o"}, new_job_id())
+    claimed = await store.claim()
+    assert claimed is not None
+    assert claimed.id == job.id
+    assert await store.claim() is None
+    if cancel:
+        await store.cancel(job.id)
+    assert await store.recover() == [job.id]
+    state = (await store.get("alice", job.id)).state
+    assert state == ("cancelled" if cancel else "queued")
+    assert await store.remove(job.id) is (state in FINAL_STATES)
+    await engine.dispose()
+
+
+async def test_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    await JobStore(engine).migrate()
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
