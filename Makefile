@@ -47,6 +47,7 @@ bench: $(VENV)/.dev
 	$(call benchmark,reproducibility,models/limner-emoji)
 	$(call benchmark,gateway_hop)
 	$(call benchmark,inflight,--plot docs/inflight.svg)
+	$(call benchmark,upscale)
 	$(call benchmark,admission)
 	$(call benchmark,ledger)
 

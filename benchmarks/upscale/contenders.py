@@ -80,7 +80,8 @@ def _torch(entry: Entry, thread_count: int) -> Callable[[UInt8Array], UInt8Array
         with torch.inference_mode():
             tile = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
             larger = network(tile).clamp(0, 1)[0] * 255
-            return larger.round().byte().permute(1, 2, 0).numpy()
+            pixels: UInt8Array = larger.round().byte().permute(1, 2, 0).numpy()
+            return pixels
 
     return upscale
 

@@ -70,7 +70,9 @@ def _wait_until_ready(port: int) -> None:
 
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         request = health_pb2.HealthCheckRequest(service="limner.v1.UpscaleService")
-        for answer in health_pb2_grpc.HealthStub(channel).Watch(request, wait_for_ready=True):
+        # The published type stubs leave the method out.
+        watch = health_pb2_grpc.HealthStub(channel).Watch  # type: ignore[attr-defined]
+        for answer in watch(request, wait_for_ready=True):
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
 

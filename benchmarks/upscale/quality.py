@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage import metrics
 
 from benchmarks.report import Cell, json_line, table
 from benchmarks.upscale.contenders import published_files
@@ -67,7 +67,7 @@ def _by_model(
     ours, reference = {}, {}
     files = published_files(entry)
     for name, picture in small.items():
-        planes = picture.astype(np.float32).transpose(2, 0, 1) / 255
+        planes = picture.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
         larger = model.enlarge(torch.from_numpy(planes)[None], None)[0].numpy()
         ours[name] = _pixels(larger)
         reference[name] = _pixels(run_ncnn(*files, planes, thread_count=options.threads))
@@ -92,10 +92,12 @@ def _pixels(planes: np.ndarray) -> UInt8Array:
 
 
 def _figures(original: UInt8Array, restored: UInt8Array) -> dict[str, float]:
-    return {
-        "psnr_db": float(peak_signal_noise_ratio(original, restored)),
-        "ssim": float(structural_similarity(original, restored, channel_axis=2)),
-    }
+    # Without types of its own.
+    psnr = metrics.peak_signal_noise_ratio(original, restored)  # type: ignore[no-untyped-call]
+    ssim = metrics.structural_similarity(  # type: ignore[no-untyped-call]
+        original, restored, channel_axis=2
+    )
+    return {"psnr_db": float(psnr), "ssim": float(ssim)}
 
 
 def _table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

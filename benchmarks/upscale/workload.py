@@ -27,7 +27,8 @@ def large_photo(width: int, height: int) -> UInt8Array:
 
 def megapixels(sources: list[UInt8Array], scale: int) -> float:
     """Millions of output pixels."""
-    return sum(each.shape[0] * each.shape[1] for each in sources) * scale**2 / 1e6
+    pixel_count: int = sum(each.shape[0] * each.shape[1] for each in sources)
+    return pixel_count * scale**2 / 1e6
 
 
 def _photo(name: str, width: int, height: int) -> UInt8Array:

@@ -90,7 +90,9 @@ class Supervisor:
             configuration = await asyncio.to_thread(_write_configuration, folder, job.tree)
             run = await self._backend.start(job.id, configuration)
         except OSError as error:
-            failure = JobFailure(reason="UNUSABLE_FILES", message=str(error))
+            _LOGGER.error("run cannot be started", extra={"job": job.id, "error": str(error)})
+            message = "the run could not be started; the server's log has why"
+            failure = JobFailure(reason="UNUSABLE_FILES", message=message)
             await self._end(job.id, "failed", failure)
             return
         end = await self._watch(job.id, run, output)
@@ -101,6 +103,15 @@ class Supervisor:
 
     async def _watch(self, job_id: str, run: ActiveRun, output: Path) -> RunEnd:
         ending = asyncio.create_task(run.ended())
+        try:
+            await self._follow_until(ending, job_id, run, output)
+        finally:
+            ending.cancel()  # without effect on what has ended
+        return ending.result()
+
+    async def _follow_until(
+        self, ending: asyncio.Task[RunEnd], job_id: str, run: ActiveRun, output: Path
+    ) -> None:
         known: Mapping[str, Any] = {}
         stopped = False
         while not ending.done():
@@ -113,7 +124,6 @@ class Supervisor:
                 known = status
                 await self._note(job_id, status)
             await asyncio.wait([ending], timeout=_POLL_S)
-        return ending.result()
 
     async def _note(self, job_id: str, status: Mapping[str, Any]) -> None:
         if status:
@@ -144,7 +154,9 @@ def outcome(
     reason = status.get("reason")
     if reason not in get_args(FailureReason):
         reason = "INTERNAL"
-    message = str(status.get("message") or f"the run ended with {end.exit_code}")
+    # Other messages speak of the server's files, which are nobody's business.
+    told = status.get("message") if reason in ("BAD_INPUT", "OUT_OF_MEMORY") else None
+    message = str(told or f"the run ended with exit code {end.exit_code}; the server's log has why")
     return "failed", JobFailure(reason=cast(FailureReason, reason), message=message)
 
 

@@ -63,6 +63,8 @@ class UpscaleServer:
             grpc_services(upscaling, self._catalog),
             grace_s=settings.grace_s,
             registry=registry,
+            credentials=settings.server_credentials(),
+            health_address=settings.health_address,
         )
         self.port = 0
         """Where it listens, once started."""

@@ -9,20 +9,23 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.graphs.graph import DeviceName, RuntimeName
-from services.runtime.settings import Address, CommaSeparated, Settings
+from services.runtime.settings import Address, CommaSeparated
+from services.runtime.tls import ServerTlsSettings
 from services.upscale.batching import BatcherLimits
 from services.upscale.model import DeviceOptions
 
 _MEGA = 1_000_000
 
 
-class UpscaleSettings(Settings):
+class UpscaleSettings(ServerTlsSettings):
     """What `python -m services.upscale` needs."""
 
     model_config = SettingsConfigDict(env_prefix="LIMNER_UPSCALE_")
 
     address: Address = Address("127.0.0.1:50062")
     metrics_address: Address = Address("127.0.0.1:9466")
+    health_address: Address | None = None
+    """For health checks in plain text, where the address itself speaks TLS; absent: none."""
     folders: CommaSeparated[Path] = Field(default=(Path("models/upscalers"),), min_length=1)
     """Folders of models: sub-folders with an `upscaler.json`, and bare `.safetensors` or `.pth`."""
     models: CommaSeparated[str] = ()
