@@ -67,7 +67,7 @@ ROUNDS = (
         },
     ),
     Round(
-        minutes=85.0,
+        minutes=90.0,
         learning_rate=5e-4,
         ema_decay=0.998,
         share_3d=0.55,
