@@ -52,6 +52,7 @@ bench: $(VENV)/.dev
 	$(call benchmark,ledger)
 
 soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m soak --timeout 3600
 	$(call benchmark,soak)
 
 chaos: $(VENV)/.dev

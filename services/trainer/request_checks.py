@@ -115,7 +115,7 @@ def _settings(text: str) -> tuple[dict[str, Any], list[FieldViolation]]:
         if key not in _SECTIONS
     ]
     settings = {key: value for key, value in tree.items() if key in _SECTIONS}
-    prior = settings.get("prior")
+    prior: Any = settings.get("prior")
     if _is_map(prior):
         for key in ("images", "prompt"):
             if key in prior:

@@ -87,7 +87,7 @@ class JobStore:
             raise JobNotFoundError(job_id)
         return _job(row)
 
-    async def list(
+    async def list_jobs(
         self, account: str, count: int, before: tuple[datetime, str] | None
     ) -> list[TrainingJob]:
         """Up to `count` jobs, the newest first, older than the one created at `before`."""

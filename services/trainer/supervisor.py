@@ -92,8 +92,8 @@ class Supervisor:
         except OSError as error:
             _LOGGER.error("run cannot be started", extra={"job": job.id, "error": str(error)})
             message = "the run could not be started; the server's log has why"
-            failure = JobFailure(reason="UNUSABLE_FILES", message=message)
-            await self._end(job.id, "failed", failure)
+            unstarted = JobFailure(reason="UNUSABLE_FILES", message=message)
+            await self._end(job.id, "failed", unstarted)
             return
         end = await self._watch(job.id, run, output)
         status = await asyncio.to_thread(_read_status, output)

@@ -97,7 +97,7 @@ class Trainings:
             raise InvalidRequestError([_fault("page_size", "OUT_OF_RANGE", allowed)])
         count = page_size or _PAGE_SIZE
         before = _read_token(page_token) if page_token else None
-        jobs = await self._store.list(account, count + 1, before)
+        jobs = await self._store.list_jobs(account, count + 1, before)
         page = jobs[:count]
         return page, _token(page[-1]) if len(jobs) > count else ""
 

@@ -36,8 +36,11 @@ class Components:
 
     def pipeline(self) -> Any:
         """A stock pipeline around these very parts, with DDIM, and silent."""
-        scheduler = diffusers.DDIMScheduler.from_config(self.scheduler.config)
-        pipeline = diffusers.StableDiffusionPipeline(
+        # diffusers' constructors have no types.
+        scheduler_class: Any = diffusers.DDIMScheduler
+        pipeline_class: Any = diffusers.StableDiffusionPipeline
+        scheduler = scheduler_class.from_config(self.scheduler.config)
+        pipeline = pipeline_class(
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,
             unet=self.unet,
@@ -61,12 +64,13 @@ def load_components(base: BaseModel) -> Components:
     # It warns of every key that another version of itself wrote.
     diffusers.utils.logging.set_verbosity_error()
     folder = base.folder
+    scheduler_class: Any = diffusers.DDPMScheduler
     return Components(
         tokenizer=_load_tokenizer(folder / "tokenizer"),
         text_encoder=_load(transformers.CLIPTextModel, folder / "text_encoder"),
         unet=_load(diffusers.UNet2DConditionModel, folder / "unet"),
         vae=_load(getattr(diffusers, base.vae_class), folder / "vae"),
-        scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
     )
 
 

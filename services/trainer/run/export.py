@@ -134,7 +134,8 @@ def _merged(run: CheckedRun, components: Components) -> Components:
             if isinstance(layer, LoraLayer):
                 weight = plain.get_submodule(name).weight
                 assert isinstance(weight, nn.Parameter)
-                weight += layer.get_delta_weight("default").to(weight)  # type: ignore[operator]
+                adapted: Any = layer  # every kind of layer has it, their common base has not
+                weight.add_(adapted.get_delta_weight("default").to(weight))
     return merged
 
 

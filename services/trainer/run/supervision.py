@@ -10,7 +10,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -169,7 +169,7 @@ def _learner(module: lightning.LightningModule) -> Learner:
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
+    return cast(torch.optim.Optimizer, getattr(optimizer, "optimizer", optimizer))
 
 
 def _is_due(step: int, interval: int) -> bool:
