@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -98,7 +99,12 @@ class Supervisor:
         end = await self._watch(job.id, run, output)
         status = await asyncio.to_thread(_read_status, output)
         await self._note(job.id, status)
-        state, failure = outcome(end, status, cancelled=await self._store.cancel_requested(job.id))
+        state, failure = outcome(
+            end,
+            status,
+            cancelled=await self._store.cancel_requested(job.id),
+            stopped=self._stopping.is_set(),
+        )
         await self._end(job.id, state, failure)
 
     async def _watch(self, job_id: str, run: ActiveRun, output: Path) -> RunEnd:
@@ -139,14 +145,15 @@ class Supervisor:
 
 
 def outcome(
-    end: RunEnd, status: Mapping[str, Any], *, cancelled: bool
+    end: RunEnd, status: Mapping[str, Any], *, cancelled: bool, stopped: bool
 ) -> tuple[JobState, JobFailure | None]:
-    """What the end of a run means for its job."""
+    """What the end of a run means for its job; `stopped`: this service asks all runs to stop."""
     if end.exit_code == 0:
         return "succeeded", None
     if cancelled:
         return "cancelled", None
-    if end.exit_code == EXIT_STOPPED:
+    # A run that was only starting, or already ending, has not heard the signal as a question.
+    if end.exit_code == EXIT_STOPPED or (stopped and end.exit_code == -signal.SIGTERM):
         return "queued", None
     if end.exit_code < 0:
         message = f"the run was killed by signal {-end.exit_code}; it can be resumed"

@@ -86,6 +86,7 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
             run, components, identity=identity, average=average, report=report, stop=stop
         )
         _fit(configuration, learner, supervision, identity)
+        stop.listen()  # Lightning leaves with the signals at their defaults
     if learner.position.step < step_count:
         raise StoppedError(f"stopped after step {learner.position.step} of {step_count}")
     if learner.global_rank:

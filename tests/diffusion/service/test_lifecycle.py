@@ -92,8 +92,10 @@ async def test_a_deadline_ends_the_stream_and_frees_the_rows() -> None:
     model = GatedModel()
     async with serving(model) as running:
         request = Request(prompt="a dog", step_count=50)
+        call = running.generation.GenerateImage(request, timeout=3.0)
+        await until(lambda: running.server.batcher.running_count == 1)
         with pytest.raises(AioRpcError) as raised:
-            async for _ in running.generation.GenerateImage(request, timeout=0.2):
+            async for _ in call:
                 pass
         assert raised.value.code() is StatusCode.DEADLINE_EXCEEDED
         model.permit(1)
