@@ -59,7 +59,12 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
     """
     configuration = run.configuration
     result = configuration.output / RESULT_FOLDER
+    step_count, prior = configuration.optimization.step_count, configuration.prior
     if result.is_dir():
+        class_picture_count = 0 if prior is None else prior.image_count
+        report.update(
+            step_count=step_count, step=step_count, class_picture_count=class_picture_count
+        )
         return result
     _be_deterministic()
     device = _device(configuration)
@@ -67,7 +72,6 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
     identity = Identity.of(run.fingerprint(), world_size)
     last = configuration.output / CHECKPOINT_FOLDER / LAST
     position = read_position(last, identity)
-    step_count = configuration.optimization.step_count
     report.update(step_count=step_count, step=position.step if position else 0)
     components = load_components(run.base)
     _warn_of_common_token(run, components)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(600)
 
 State = training_pb2.TrainingJob
 _CONFIGURATION = """
-optimization: {step_count: 12, learning_rate: 1.0e-3}
+optimization: {step_count: 60, learning_rate: 1.0e-3}
 pictures: {side: 64}
 prior: {image_count: 2, step_count: 2, guidance_scale: 1.0}
 validation: {interval: 0, step_count: 2}
@@ -42,8 +42,8 @@ async def test_a_run_that_the_service_stopped_goes_on_when_it_is_back(
         ended = await _await(stub, job.id, state=State.STATE_SUCCEEDED)
     folder = tmp_path / "jobs" / job.id
     print((folder / LOG_FILE).read_text())
-    assert ended.step == ended.step_count == 12
+    assert ended.step == ended.step_count == 60
     assert ended.progress.class_picture_count == 2
     lines = (folder / "output" / "losses.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
     assert (folder / "output" / "result" / "model" / "model_index.json").is_file()
