@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ async def _soak(settings: SuiteSettings, minutes: float, stream_count: int) -> d
             load = Load(client, seed=0)
             memory = asyncio.create_task(_sample(processes, end_s))
             await load.run(stream_count, end_s)
-        left = await _settled(settings)
+        left = await _settled([settings.metrics_urls[name] for name in processes])
         summary = {name: _growth(samples) for name, samples in (await memory).items()}
         return {
             "minutes": minutes,
@@ -111,7 +112,7 @@ async def _soak(settings: SuiteSettings, minutes: float, stream_count: int) -> d
             "clean": not any(left.values()) and not load.outcomes["incomplete"],
         }
 
-    specs = (settings.gateway(pepper), settings.diffusion())
+    specs = (settings.gateway(pepper, upscales=False), settings.diffusion())
     return await run_suite(specs, settings.data.logs, body, on_stop=lambda: None)
 
 
@@ -133,20 +134,20 @@ def _growth(samples: list[float]) -> dict[str, float]:
     return {"early_mib": round(early), "late_mib": round(late), "growth": round(late / early, 3)}
 
 
-async def _settled(settings: SuiteSettings) -> dict[str, float]:
+async def _settled(urls: Sequence[str]) -> dict[str, float]:
     """What the metrics say is still under way, after up to ten seconds to settle."""
     for _ in range(100):
-        left = await asyncio.to_thread(_left_behind, settings)
+        left = await asyncio.to_thread(_left_behind, urls)
         if not any(left.values()):
             break
         await asyncio.sleep(0.1)
     return left
 
 
-def _left_behind(settings: SuiteSettings) -> dict[str, float]:
+def _left_behind(urls: Sequence[str]) -> dict[str, float]:
     left = dict.fromkeys(LEFT_BEHIND, 0.0)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for url in settings.metrics_urls.values():
+    for url in urls:
         with opener.open(url, timeout=10) as response:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,7 +31,7 @@ from services.graphs.torch_graph import TorchGraph
 logger = logging.getLogger(__name__)
 
 _SPECIALISED_BYTES = 64 * 2**20
-"""Largest exported file of which graphs for fixed sizes are made: each holds its own weights."""
+"""Largest exported graph of which some for fixed sizes are made: each holds its own weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +96,21 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
 def _openvino(source: GraphSource, options: GraphOptions) -> Graph:
     precision = _fastest(source, native_precision())
     path = options.store.path(source)
-    is_small = path.stat().st_size <= _SPECIALISED_BYTES
     return OpenVinoGraph(
         path,
         precision=precision,
         thread_count=options.thread_count,
-        row_shapes=source.row_shapes if is_small else None,
+        row_shapes=source.row_shapes if is_worth_copies(path) else None,
     )
+
+
+def is_worth_copies(path: Path) -> bool:
+    """Whether the exported graph is so small that one for each of several sizes can be held.
+
+    Counts the whole folder: the weights of a large graph lie in a file beside it.
+    """
+    size_bytes = sum(file.stat().st_size for file in path.parent.iterdir())
+    return size_bytes <= _SPECIALISED_BYTES
 
 
 def _openvino_or_torch(source: GraphSource, options: GraphOptions) -> Graph:

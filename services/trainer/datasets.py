@@ -48,7 +48,7 @@ class DatasetStore:
 
 
 class Upload:
-    """One dataset on its way in; use as a context manager, which leaves nothing behind."""
+    """One dataset on its way in; `discard` leaves nothing of it behind but what `finish` kept."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,10 +58,8 @@ class Upload:
         self._total = 0
         self._size = 0
 
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def discard(self) -> None:
+        """Remove what was not kept; a no-op after `finish`."""
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def write(self, file_name: str | None, data: bytes) -> None:

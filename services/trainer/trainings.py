@@ -6,6 +6,7 @@ Files and checks are dealt with on threads; the event loop never waits for them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
@@ -27,6 +28,8 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.request_checks import run_tree
 from services.trainer.store import JobStore, new_job_id
 from services.trainer.supervisor import Supervisor
+
+_LOGGER = logging.getLogger(__name__)
 
 _PAGE_SIZE = 20
 _MAX_PAGE_SIZE = 100
@@ -65,7 +68,7 @@ class Trainings:
                 await asyncio.to_thread(upload.write, file_name, data)
             kept = await asyncio.to_thread(upload.finish)
         finally:
-            await asyncio.shield(asyncio.to_thread(upload.__exit__))
+            await asyncio.shield(asyncio.to_thread(upload.discard))
         self._metrics.uploaded()
         return kept
 
@@ -141,7 +144,7 @@ class Trainings:
         if job.state not in FINAL_STATES or not await self._store.remove(job_id):
             message = f"The job is {job.state}; cancel it first."
             raise JobStateError(message, reason="JOB_NOT_ENDED")
-        await asyncio.to_thread(shutil.rmtree, self._folder / job_id, ignore_errors=True)
+        await asyncio.to_thread(_remove_files, self._folder / job_id)
         self._changes.notify(job_id)
 
     def _checked_tree(
@@ -155,6 +158,17 @@ class Trainings:
             output=self._folder / job_id / "output",
             class_image_cache=self._class_image_cache,
         )
+
+
+def _remove_files(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass  # a job that never ran has none
+    except OSError as error:
+        # The job is gone for its owner; its files are the operator's to remove.
+        extra = {"folder": str(folder), "why": str(error)}
+        _LOGGER.error("files of a deleted job remain", extra=extra)
 
 
 def _token(job: TrainingJob) -> str:

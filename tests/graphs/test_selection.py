@@ -9,7 +9,12 @@ from torch import nn
 
 from services.graphs.graph import GraphError, GraphSource, GraphStoreError, RuntimeName
 from services.graphs.openvino_graph import native_precision
-from services.graphs.selection import GraphOptions, open_graph, resolve_device
+from services.graphs.selection import (
+    GraphOptions,
+    is_worth_copies,
+    open_graph,
+    resolve_device,
+)
 from services.graphs.store import GraphStore
 
 
@@ -86,3 +91,12 @@ def test_cpu_runtimes_run_on_the_cpu_wherever_they_are() -> None:
     assert resolve_device("cpu", "auto") == "cpu"
     with pytest.raises(GraphError, match="runtime openvino is for CPUs"):
         resolve_device("cuda", "openvino")
+
+
+def test_a_graph_whose_weights_lie_beside_it_is_as_large_as_they_are(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"small")
+    assert is_worth_copies(graph)
+    with (tmp_path / "model.onnx.data").open("wb") as weights:
+        weights.truncate(3 * 2**30)  # a sparse file
+    assert not is_worth_copies(graph)

@@ -15,6 +15,9 @@ from services.client.cli.remote import JsonOption, credits, minute, print_json, 
 from services.client.client import Client
 
 _UNLIMITED = "unlimited"
+_NO_LIMIT = "–"
+_MOST = 2**31 - 1
+"""What a tier says that limits nothing: the contract's counts are 32-bit."""
 
 
 @with_server
@@ -47,21 +50,25 @@ def tiers(client: Client, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(caption="credits and requests a month; pictures up to so many pixels and steps")
-    for heading in ("tier", "requests/min", "at once", "requests", "credits", "pixels", "steps"):
+    table = Table(
+        caption="at once: running requests; requests and credits: a month; pictures up to so many"
+        " pixels and steps; –: no limit"
+    )
+    for heading in ("tier", "a minute", "burst", "at once", "requests", "credits"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("models")
+    for heading in ("megapixels", "steps", "models"):
+        table.add_column(heading, overflow="fold")
     for tier in found:
-        quota = tier.monthly_requests
         budget = tier.monthly_millicredits
         cells = (
             f"{tier.name} (shadow)" if tier.shadow else tier.name,
-            f"{tier.requests_per_minute:,}, burst {tier.burst:,}",
-            f"{tier.concurrent_requests:,}",
-            _UNLIMITED if quota is None else f"{quota:,}",
-            _UNLIMITED if budget is None else credits(budget),
-            f"{tier.max_pixels:,}",
-            f"{tier.max_step_count:,}",
+            _count(tier.requests_per_minute),
+            _count(tier.burst),
+            _count(tier.concurrent_requests),
+            _count(tier.monthly_requests),
+            _NO_LIMIT if budget is None else credits(budget),
+            _NO_LIMIT if tier.max_pixels >= _MOST else f"{tier.max_pixels / 1e6:.1f}",
+            _count(tier.max_step_count),
             ", ".join(tier.models),
         )
         table.add_row(*map(Text, cells))
@@ -111,6 +118,10 @@ def _print_usage(found: Usage) -> None:
     )
     table.caption = f"begins anew on {minute(found.end, never='')} UTC"
     Console().print(table)
+
+
+def _count(limit: int | None) -> str:
+    return _NO_LIMIT if limit is None or limit >= _MOST else f"{limit:,}"
 
 
 def _number(count: int | None) -> str:

@@ -68,3 +68,13 @@ async def outcome(store: AdmissionStore, *arguments: Any, **options: Any) -> str
         case Refused(reached=Limit() as limit):
             return limit.value
     return type(decision).__name__
+
+
+async def usage(store, account="acme"):
+    return (await store.snapshot(account)).usage
+
+
+async def close(store, claim_id="r1", *, owner="o1", requests=0, charged=0):
+    return await store.close(
+        ticket(claim_id, owner=owner), request_count=requests, charged_millicredits=charged
+    )
