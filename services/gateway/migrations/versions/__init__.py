@@ -1,0 +1,1 @@
+"""The versions of the gateway's schema, oldest first; read by alembic."""

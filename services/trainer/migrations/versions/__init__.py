@@ -1,0 +1,1 @@
+"""The versions of the trainer's schema, oldest first; read by alembic."""
