@@ -20,6 +20,8 @@ REQUEST_ID_KEY = "x-request-id"
 ACCOUNT_KEY = "x-limner-account"
 PRIORITY_KEY = "x-limner-priority"
 QUEUE_SHARE_KEY = "x-limner-queue-share"
+RESERVATION_KEY = "x-limner-reservation"
+"""What pays for a training job; the gateway tells it to the trainer beside the identity."""
 
 _MAX_REQUEST_ID_LENGTH = 128
 _MAX_PRIORITY = 1000
@@ -58,6 +60,16 @@ class RequestContext:
     """See `Identity.queue_share`."""
     deadline: float | None
     """Seconds on the clock of `time.monotonic`; None: the caller waits for ever."""
+
+    def made_by(self, identity: Identity) -> RequestContext:
+        """Return the same, with the caller known."""
+        return RequestContext(
+            request_id=self.request_id,
+            account=identity.account,
+            priority=identity.priority,
+            queue_share=identity.queue_share,
+            deadline=self.deadline,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

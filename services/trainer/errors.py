@@ -2,6 +2,7 @@
 
 LimnerError
 ├── JobNotFoundError         NOT_FOUND            JOB_NOT_FOUND
+├── JobExistsError           ALREADY_EXISTS       JOB_EXISTS
 ├── IdempotencyKeyUsedError  ALREADY_EXISTS       IDEMPOTENCY_KEY_USED
 └── JobStateError            FAILED_PRECONDITION  JOB_NOT_RESUMABLE | JOB_NOT_ENDED
 """
@@ -34,6 +35,18 @@ class IdempotencyKeyUsedError(LimnerError):
     def __init__(self, job_id: str) -> None:
         super().__init__(
             "Another request came under this idempotency key.", metadata={"job": job_id}
+        )
+
+
+class JobExistsError(LimnerError):
+    """Another job has its id or the name of its model; asked for at the same moment."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "JOB_EXISTS"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            "Another job has this id or makes a model of this name.", metadata={"job": job_id}
         )
 
 

@@ -18,7 +18,21 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-FailureReason = Literal["BAD_INPUT", "OUT_OF_MEMORY", "UNUSABLE_FILES", "KILLED", "INTERNAL"]
+FailureReason = Literal[
+    "BAD_INPUT",
+    "OUT_OF_MEMORY",
+    "UNUSABLE_FILES",
+    "KILLED",
+    "INTERNAL",
+    "EVICTED",
+    "PREEMPTED",
+    "NODE_LOST",
+    "UNSCHEDULABLE",
+    "IMAGE_PULL",
+    "TIMED_OUT",
+    "LOST",
+    "CLUSTER_REFUSED",
+]
 
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
@@ -50,6 +64,13 @@ class JobProgress:
     learning_rate: float = 0.0
     validation_loss: float | None = None
     eta_s: float | None = None
+    waiting_reason: FailureReason | None = None
+    """Why a run that was handed to a cluster does not go on; what the job fails with if it lasts.
+    """
+    waiting_message: str = ""
+    """The same for people; not empty: the run waits, and the job is shown as queued."""
+    samples: tuple[str, ...] = ()
+    """The newest sample pictures, relative to the run's output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +79,15 @@ class JobFailure:
 
     reason: FailureReason
     message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobWarning:
+    """A remark about a request that does not stop it."""
+
+    code: Literal["TOKEN_IS_A_WORD"]
+    message: str
+    field: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +101,14 @@ class JobRequest:
     token: str
     method: str
     configuration_yaml: str
+    model_name: str = ""
+    """Name for what comes out; empty: the job's id."""
+    webhook_url: str = ""
+    webhook_secret: str = ""
+
+    def model(self, job_id: str) -> str:
+        """Name under which the outcome of a job with this id is served."""
+        return f"{self.base_model}@{self.model_name or job_id}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,5 +124,15 @@ class TrainingJob:
     progress: JobProgress
     failure: JobFailure | None
     cancel_requested: bool
+    attempt: int
+    """How often its owner queued it: 1, and 1 more with each resume."""
     create_time: datetime
     update_time: datetime
+    reservation: str
+    """What pays for the attempt, as the gateway calls it; empty without a gateway."""
+    warnings: tuple[JobWarning, ...]
+
+    @property
+    def model(self) -> str:
+        """Name under which the outcome is served."""
+        return self.request.model(self.id)

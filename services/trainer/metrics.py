@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.trainer.job import JobState
@@ -18,6 +20,9 @@ class TrainerMetrics:
             ("state", "reason"),
             registry=registry,
         )
+        self._webhooks = Counter(
+            "trainer_webhooks", "Attempts to deliver a webhook.", ("outcome",), registry=registry
+        )
         self._uploads = Counter("trainer_datasets", "Datasets taken in.", registry=registry)
 
     def running(self, count: int) -> None:
@@ -27,6 +32,10 @@ class TrainerMetrics:
     def ended(self, state: JobState, reason: str) -> None:
         """Count a run that ended."""
         self._runs.labels(state, reason).inc()
+
+    def webhook(self, outcome: Literal["delivered", "failed", "given up"]) -> None:
+        """Count an attempt to deliver a webhook."""
+        self._webhooks.labels(outcome).inc()
 
     def uploaded(self) -> None:
         """Count a dataset."""

@@ -6,23 +6,27 @@ client sends cannot name one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from services.runtime.errors import FieldViolation, InvalidRequestError
-from services.trainer.job import JobRequest
+from services.trainer.job import JobRequest, JobWarning
 from services.trainer.run.reading import check_run
 from services.trainer.run.violations import RefusedError
 from services.trainer.tables import MAX_KEY_LENGTH
+from services.trainer.token_check import token_warnings
+from services.trainer.webhook_client import WebhookClient
 
 _MAX_YAML_BYTES = 64 * 1024
 _MAX_DEPTH = 8
 _SECTIONS = ("lora", "pictures", "optimization", "validation", "prior", "checkpoint_interval")
 _METHODS = ("lora", "full")
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 # Fields of a run that have one of their own in the request.
 _FIELDS = {
     "base_model": "base_model",
@@ -33,7 +37,18 @@ _FIELDS = {
 }
 
 
-def run_tree(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedRequest:
+    """A request that can be stored."""
+
+    tree: Mapping[str, Any]
+    """Configuration of the run, the server's paths included."""
+    step_count: int
+    """Optimizer steps."""
+    warnings: tuple[JobWarning, ...]
+
+
+def check_request(
     request: JobRequest,
     *,
     idempotency_key: str,
@@ -41,9 +56,12 @@ def run_tree(
     dataset: Path | None,
     output: Path,
     class_image_cache: Path,
-) -> dict[str, Any]:
-    """The checked configuration of the run. Raises `InvalidRequestError` with every violation."""
+    webhooks: WebhookClient,
+) -> CheckedRequest:
+    """From a request to its run. Raises `InvalidRequestError` with every violation."""
     faults = list(_own_faults(request, idempotency_key, bases, dataset))
+    if request.webhook_url or request.webhook_secret:
+        faults += webhooks.violations(request.webhook_url, request.webhook_secret)
     settings, setting_faults = _settings(request.configuration_yaml)
     faults += setting_faults
     tree = {
@@ -66,14 +84,19 @@ def run_tree(
         faults.append(_fault("class_prompt", "REQUIRED", "must be set where prior has settings"))
         del tree["prior"]
     known = {fault.field for fault in faults}
+    run = None
     try:
-        check_run(tree)
+        run = check_run(tree)
     except RefusedError as error:
         renamed = (_renamed(found) for found in error.violations)
         faults += [fault for fault in renamed if fault.field not in known]
-    if faults:
+    if faults or run is None:
         raise InvalidRequestError(faults)
-    return tree
+    return CheckedRequest(
+        tree=tree,
+        step_count=run.configuration.optimization.step_count,
+        warnings=token_warnings(request.token, bases[request.base_model]),
+    )
 
 
 def _own_faults(
@@ -91,6 +114,9 @@ def _own_faults(
     if dataset is None:
         allowed = "no such dataset; upload the pictures first"
         faults.append(_fault("dataset_id", "UNKNOWN_DATASET", allowed))
+    if request.model_name and _MODEL_NAME.fullmatch(request.model_name) is None:
+        allowed = "is 1 to 63 characters of a-z, 0-9, '.', '_', '-', the first a letter or digit"
+        faults.append(_fault("model_name", "INVALID_NAME", allowed))
     if request.method not in _METHODS:
         allowed = f"is not known; one of {', '.join(_METHODS)}"
         faults.append(_fault("method", "UNKNOWN_METHOD", allowed))

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from services.runtime.server import GrpcServer
+from services.storage.catalog import FolderCatalog
 from services.storage.database import open_engine
 from services.trainer.backends.backend import RunBackend
 from services.trainer.backends.subprocess_backend import SubprocessBackend
@@ -23,6 +24,9 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.store import JobStore
 from services.trainer.supervisor import Supervisor
 from services.trainer.trainings import Trainings
+from services.trainer.webhook_client import WebhookClient
+from services.trainer.webhook_outbox import WebhookOutbox
+from services.trainer.webhooks import WebhookDeliverer
 
 
 class TrainerServer:
@@ -39,12 +43,17 @@ class TrainerServer:
         self._draining_watch: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[BaseException] | None = None
         metrics = TrainerMetrics(registry)
+        catalog = FolderCatalog(settings.catalog_folder())
+        webhooks = WebhookClient(settings.allowed_networks())
+        self._deliverer = WebhookDeliverer(WebhookOutbox(self._engine), webhooks, metrics)
+        self._delivering: asyncio.Task[None] | None = None
         self.store = JobStore(self._engine)
         self._supervisor = Supervisor(
             store=self.store,
             backend=backend,
             changes=self._changes,
             metrics=metrics,
+            catalog=catalog,
             folder=data / "jobs",
             max_running=settings.max_running_jobs,
         )
@@ -59,6 +68,8 @@ class TrainerServer:
             folder=data / "jobs",
             class_image_cache=data / "class-images",
             max_queued=settings.max_queued_jobs,
+            catalog=catalog,
+            webhooks=webhooks,
         )
         self.grpc = GrpcServer(
             settings.address,
@@ -86,6 +97,7 @@ class TrainerServer:
         self.port = await self.grpc.start()
         self._supervising = asyncio.create_task(self._supervisor.run())
         self._supervising.add_done_callback(self._supervisor_ended)
+        self._delivering = asyncio.create_task(self._deliverer.run())
         self._draining_watch = asyncio.create_task(self._end_watches())
         self.grpc.set_serving(True)
 
@@ -95,6 +107,9 @@ class TrainerServer:
         if self._supervising is not None and self._draining_watch is not None:
             self._draining_watch.cancel()
             await asyncio.wait([self._supervising, self._draining_watch])
+        if self._delivering is not None:
+            self._delivering.cancel()
+            await asyncio.wait([self._delivering])
         await self._engine.dispose()
 
     async def _end_watches(self) -> None:
@@ -115,7 +130,11 @@ async def open_trainer_server(
     settings: TrainerSettings, *, registry: CollectorRegistry, backend: RunBackend | None = None
 ) -> AsyncIterator[TrainerServer]:
     """Start a server; on leaving, drain it without a grace unless that was done, and stop it."""
-    server = TrainerServer(settings, registry=registry, backend=backend or SubprocessBackend())
+    server = TrainerServer(
+        settings,
+        registry=registry,
+        backend=backend or SubprocessBackend(niceness=settings.run_niceness),
+    )
     try:
         await server.start()
         yield server

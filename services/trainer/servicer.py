@@ -5,6 +5,7 @@ Handlers parse, await and yield; errors are raised for the interceptor to map.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import timedelta
@@ -15,9 +16,11 @@ import grpc
 import yaml
 
 from limner.v1 import training_pb2, training_pb2_grpc
-from services.runtime.context import current_request
+from services.runtime.context import RESERVATION_KEY, current_request, first_value
+from services.runtime.errors import FieldViolation, InvalidRequestError
 from services.runtime.server import Service
 from services.trainer.job import FailureReason, JobProgress, JobRequest, JobState, TrainingJob
+from services.trainer.sample_pictures import SamplePicture
 from services.trainer.trainings import Trainings
 
 STATES: Mapping[JobState, training_pb2.TrainingJob.State.ValueType] = MappingProxyType(
@@ -36,6 +39,14 @@ FAILURES: Mapping[FailureReason, training_pb2.TrainingFailureReason.ValueType] =
         "UNUSABLE_FILES": training_pb2.TRAINING_FAILURE_REASON_UNUSABLE_FILES,
         "KILLED": training_pb2.TRAINING_FAILURE_REASON_KILLED,
         "INTERNAL": training_pb2.TRAINING_FAILURE_REASON_INTERNAL,
+        "EVICTED": training_pb2.TRAINING_FAILURE_REASON_EVICTED,
+        "PREEMPTED": training_pb2.TRAINING_FAILURE_REASON_PREEMPTED,
+        "NODE_LOST": training_pb2.TRAINING_FAILURE_REASON_NODE_LOST,
+        "UNSCHEDULABLE": training_pb2.TRAINING_FAILURE_REASON_UNSCHEDULABLE,
+        "IMAGE_PULL": training_pb2.TRAINING_FAILURE_REASON_IMAGE_PULL,
+        "TIMED_OUT": training_pb2.TRAINING_FAILURE_REASON_TIMED_OUT,
+        "LOST": training_pb2.TRAINING_FAILURE_REASON_LOST,
+        "CLUSTER_REFUSED": training_pb2.TRAINING_FAILURE_REASON_CLUSTER_REFUSED,
     }
 )
 _METHODS = {
@@ -43,7 +54,12 @@ _METHODS = {
     training_pb2.TRAINING_METHOD_LORA: "lora",
     training_pb2.TRAINING_METHOD_FULL: "full",
 }
+_METHOD_NUMBERS = {
+    "lora": training_pb2.TRAINING_METHOD_LORA,
+    "full": training_pb2.TRAINING_METHOD_FULL,
+}
 _DEFAULT_TOKEN = "sks"
+_RESERVATION = re.compile(r"[0-9a-f]{20}", re.ASCII)
 _SERVERS_OWN = ("base_model", "output", "class_image_cache", "tracking", "device")
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -72,9 +88,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.CreateTrainingJobRequest, context: _Context
     ) -> training_pb2.CreateTrainingJobResponse:
         """See `training.proto`."""
-        job = await self._trainings.create(
-            _account(), request.idempotency_key, parse_request(request)
-        )
+        asked = parse_request(request)
+        if request.validate_only:
+            job = await self._trainings.plan(_account(), request.idempotency_key, asked)
+        else:
+            job = await self._trainings.create(
+                _account(), request.idempotency_key, asked, reservation=_reservation(context)
+            )
         return training_pb2.CreateTrainingJobResponse(job=_job(job))
 
     async def GetTrainingJob(
@@ -97,9 +117,12 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.WatchTrainingJobRequest, context: _Context
     ) -> AsyncGenerator[training_pb2.WatchTrainingJobResponse, None]:
         """See `training.proto`."""
-        async with aclosing(self._trainings.watch(_account(), request.id)) as jobs:
-            async for job in jobs:
-                yield training_pb2.WatchTrainingJobResponse(job=_job(job))
+        watched = self._trainings.watch(_account(), request.id, with_samples=request.with_samples)
+        async with aclosing(watched) as changes:
+            async for job, sample in changes:
+                yield training_pb2.WatchTrainingJobResponse(
+                    job=_job(job), sample=None if sample is None else _sample(sample)
+                )
 
     async def CancelTrainingJob(
         self, request: training_pb2.CancelTrainingJobRequest, context: _Context
@@ -112,7 +135,9 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.ResumeTrainingJobRequest, context: _Context
     ) -> training_pb2.ResumeTrainingJobResponse:
         """See `training.proto`."""
-        job = await self._trainings.resume(_account(), request.id)
+        job = await self._trainings.resume(
+            _account(), request.id, reservation=_reservation(context)
+        )
         return training_pb2.ResumeTrainingJobResponse(job=_job(job))
 
     async def DeleteTrainingJob(
@@ -143,11 +168,26 @@ def parse_request(message: training_pb2.CreateTrainingJobRequest) -> JobRequest:
         token=message.token or _DEFAULT_TOKEN,
         method=_METHODS.get(message.method, str(message.method)),
         configuration_yaml=message.configuration_yaml,
+        model_name=message.model_name,
+        webhook_url=message.webhook_url,
+        webhook_secret=message.webhook_secret,
     )
 
 
 def _account() -> str:
     return current_request().account
+
+
+def _reservation(context: _Context) -> str:
+    """What the gateway says pays for the job; empty without a gateway."""
+    sent = first_value(tuple(context.invocation_metadata() or ()), RESERVATION_KEY) or ""
+    if sent and _RESERVATION.fullmatch(sent) is None:
+        text = "must be 20 hexadecimal digits"
+        violation = FieldViolation(
+            field=f"metadata.{RESERVATION_KEY}", reason="MALFORMED", description=text
+        )
+        raise InvalidRequestError([violation])
+    return sent
 
 
 async def _pieces(
@@ -160,22 +200,43 @@ async def _pieces(
 def _job(job: TrainingJob) -> training_pb2.TrainingJob:
     shown = {key: value for key, value in job.tree.items() if key not in _SERVERS_OWN}
     shown["instance"] = {k: v for k, v in job.tree["instance"].items() if k != "images"}
+    waits = job.state == "running" and bool(job.progress.waiting_message)
     message = training_pb2.TrainingJob(
         id=job.id,
-        state=STATES[job.state],
+        state=STATES["queued" if waits else job.state],
         step=job.progress.step,
         step_count=job.progress.step_count,
         base_model=job.request.base_model,
         dataset_id=job.request.dataset_id,
         configuration_yaml=yaml.safe_dump(shown, sort_keys=False),
         progress=_progress(job.progress),
+        attempt=job.attempt,
+        reservation=job.reservation,
+        model=job.model if job.id else "",
+        token=job.request.token,
+        method=_METHOD_NUMBERS[job.request.method],
+        webhook_url=job.request.webhook_url,
+        warnings=[
+            training_pb2.TrainingWarning(code=each.code, message=each.message, field=each.field)
+            for each in job.warnings
+        ],
     )
     message.create_time.FromDatetime(job.create_time)
     message.update_time.FromDatetime(job.update_time)
     if job.failure is not None:
         message.failure_reason = FAILURES[job.failure.reason]
         message.failure_message = job.failure.message
+    if waits:
+        message.waiting_message = job.progress.waiting_message
+        if job.progress.waiting_reason is not None:
+            message.waiting_reason = FAILURES[job.progress.waiting_reason]
     return message
+
+
+def _sample(sample: SamplePicture) -> training_pb2.TrainingSample:
+    return training_pb2.TrainingSample(
+        step=sample.step, index=sample.index, image=sample.data, mime_type="image/png"
+    )
 
 
 def _progress(progress: JobProgress) -> training_pb2.TrainingProgress | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,13 +11,22 @@ from pydantic_settings import SettingsConfigDict
 
 from services.runtime.settings import Address, CommaSeparated
 from services.runtime.tls import ServerTlsSettings
+from services.storage.catalog import SEPARATOR
+from services.trainer.webhook_client import Network
 
 
 def _check_base(entry: str) -> str:
     name, equals, folder = entry.partition("=")
     if not (equals and name.strip() and folder.strip()):
         raise ValueError(f"a base model is name=folder, got {entry!r}")
+    if SEPARATOR in name:
+        raise ValueError(f"{SEPARATOR} in a name is for trained models, got {entry!r}")
     return entry
+
+
+def _check_network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
 
 
 class TrainerSettings(ServerTlsSettings):
@@ -41,12 +51,26 @@ class TrainerSettings(ServerTlsSettings):
     """Jobs that may wait; further ones are refused with QUEUE_FULL."""
     grace_s: float = Field(default=30.0, ge=0.0)
     """How long calls may go on after SIGTERM; runs write their checkpoints in any case."""
+    catalog_dir: Path | None = None
+    """Where trained models are kept for the diffusion server; absent: `catalog` in `data_dir`."""
+    run_niceness: int = Field(default=0, ge=0, le=19)
+    """How far runs that are processes of this machine stand back behind others."""
+    webhook_networks: CommaSeparated[Annotated[str, AfterValidator(_check_network)]] = ()
+    """Networks that webhooks may go to although they are not public, like 10.0.0.0/8."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def bases(self) -> dict[str, Path]:
         """Base models by name."""
         pairs = (entry.partition("=") for entry in self.base_models)
         return {name.strip(): Path(folder.strip()).absolute() for name, _, folder in pairs}
+
+    def catalog_folder(self) -> Path:
+        """Folder of the catalogue."""
+        return (self.catalog_dir or self.data_dir / "catalog").absolute()
+
+    def allowed_networks(self) -> list[Network]:
+        """Networks that webhooks may go to beside the public ones."""
+        return [ipaddress.ip_network(text) for text in self.webhook_networks]
 
     def jobs_url(self) -> str:
         """URL of the database."""

@@ -1,6 +1,7 @@
 """Jobs in a SQL database; every change of state is one statement that checks where it starts.
 
-Called by `trainings` for accounts and by `supervisor` for runs. It knows no run and no protobuf.
+Called by `trainings` for accounts and by `supervisor` for runs. Whoever is to be told of a change
+gets a row in the outbox in the same transaction. It knows no run and no protobuf.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import ColumnElement, Row, delete, func, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.storage.database import begin_write, insert_into
 from services.storage.migration import upgrade_schema
-from services.trainer.errors import IdempotencyKeyUsedError, JobNotFoundError
+from services.trainer.errors import IdempotencyKeyUsedError, JobExistsError, JobNotFoundError
 from services.trainer.job import (
     FINAL_STATES,
     JobFailure,
     JobProgress,
     JobRequest,
     JobState,
+    JobWarning,
     TrainingJob,
     sources_of,
 )
 from services.trainer.tables import jobs
+from services.trainer.webhook_outbox import announce
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -43,11 +46,21 @@ class JobStore:
         await upgrade_schema(self._engine, _SCRIPTS, unversioned="0001", table="training_jobs")
 
     async def create(
-        self, account: str, key: str, request: JobRequest, tree: Mapping[str, Any], job_id: str
+        self,
+        account: str,
+        key: str,
+        request: JobRequest,
+        tree: Mapping[str, Any],
+        job_id: str,
+        *,
+        step_count: int = 0,
+        reservation: str = "",
+        warnings: tuple[JobWarning, ...] = (),
     ) -> TrainingJob:
         """Add a queued job, or return the one under this key.
 
-        Raises `IdempotencyKeyUsedError` where that one was asked for differently.
+        Raises `IdempotencyKeyUsedError` where that one was asked for differently, `JobExistsError`
+        where another job has its id or the name of its model.
         """
         now = datetime.now(UTC)
         values = {
@@ -57,35 +70,39 @@ class JobStore:
             "state": "queued",
             "request": asdict(request),
             "tree": dict(tree),
-            "progress": asdict(JobProgress()),
+            "progress": asdict(JobProgress(step_count=step_count)),
             "cancel_requested": False,
             "created": now,
             "updated": now,
+            "attempt": 1,
+            "reservation": reservation,
+            "warnings": [asdict(warning) for warning in warnings],
+            "model": request.model(job_id),
         }
         async with begin_write(self._engine) as connection:
             adding = insert_into(connection, jobs).values(values).on_conflict_do_nothing()
             await connection.execute(adding)
         job = await self.find_by_key(account, key)
-        assert job is not None, "it was added, or was there"
+        if job is None:
+            raise JobExistsError(job_id)
         if job.request != request:
             raise IdempotencyKeyUsedError(job.id)
         return job
 
+    async def has_model(self, account: str, model: str) -> bool:
+        """Whether a job of the account makes a model of this name."""
+        return await self._find(jobs.c.account == account, jobs.c.model == model) is not None
+
     async def find_by_key(self, account: str, key: str) -> TrainingJob | None:
         """The job under an idempotency key."""
-        named = (jobs.c.account == account) & (jobs.c.idempotency_key == key)
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(select(jobs).where(named))).one_or_none()
-        return None if row is None else _job(row)
+        return await self._find(jobs.c.account == account, jobs.c.idempotency_key == key)
 
     async def get(self, account: str, job_id: str) -> TrainingJob:
         """A job of the account. Raises `JobNotFoundError`."""
-        named = (jobs.c.account == account) & (jobs.c.id == job_id)
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(select(jobs).where(named))).one_or_none()
-        if row is None:
+        job = await self._find(jobs.c.account == account, jobs.c.id == job_id)
+        if job is None:
             raise JobNotFoundError(job_id)
-        return _job(row)
+        return job
 
     async def list_jobs(
         self, account: str, count: int, before: tuple[datetime, str] | None
@@ -106,20 +123,18 @@ class JobStore:
 
     async def claim(self) -> TrainingJob | None:
         """Make the oldest queued job a running one and return it."""
+        oldest = (
+            select(jobs.c.id)
+            .where(jobs.c.state == "queued")
+            .order_by(jobs.c.created, jobs.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
         async with begin_write(self._engine) as connection:
-            oldest = (
-                select(jobs)
-                .where(jobs.c.state == "queued")
-                .order_by(jobs.c.created, jobs.c.id)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
-            row = (await connection.execute(oldest)).one_or_none()
-            if row is None:
+            job_id = (await connection.execute(oldest)).scalar_one_or_none()
+            if job_id is None:
                 return None
-            changes = {"state": "running", "updated": datetime.now(UTC)}
-            await connection.execute(update(jobs).where(jobs.c.id == row.id).values(changes))
-        return _job(row, state="running")
+            return await _change(connection, jobs.c.id == job_id, {"state": "running"})
 
     async def move(
         self, job_id: str, state: JobState, *, failure: JobFailure | None = None
@@ -130,22 +145,33 @@ class JobStore:
             "failure_reason": None if failure is None else failure.reason,
             "failure_message": None if failure is None else failure.message,
             "cancel_requested": False,
-            "updated": datetime.now(UTC),
         }
         legal = (jobs.c.id == job_id) & jobs.c.state.in_(sources_of(state))
         async with begin_write(self._engine) as connection:
-            return (
-                await connection.execute(update(jobs).where(legal).values(changes))
-            ).rowcount > 0
+            return await _change(connection, legal, changes) is not None
+
+    async def resume(self, job_id: str, reservation: str) -> bool:
+        """Queue a job that failed or was cancelled, as a new attempt; whether it was one."""
+        changes = {
+            "state": "queued",
+            "failure_reason": None,
+            "failure_message": None,
+            "cancel_requested": False,
+            "attempt": jobs.c.attempt + 1,
+            "reservation": reservation,
+        }
+        ended = (jobs.c.id == job_id) & jobs.c.state.in_(("failed", "cancelled"))
+        async with begin_write(self._engine) as connection:
+            return await _change(connection, ended, changes) is not None
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a queued job; ask a running one to stop; leave an ended one as it is."""
-        if await self._move_queued_to_cancelled(job_id):
-            return
-        asked = {"cancel_requested": True, "updated": datetime.now(UTC)}
+        queued = (jobs.c.id == job_id) & (jobs.c.state == "queued")
         running = (jobs.c.id == job_id) & (jobs.c.state == "running")
+        asked = {"cancel_requested": True, "updated": datetime.now(UTC)}
         async with begin_write(self._engine) as connection:
-            await connection.execute(update(jobs).where(running).values(asked))
+            if await _change(connection, queued, {"state": "cancelled"}) is None:
+                await connection.execute(update(jobs).where(running).values(asked))
 
     async def cancel_requested(self, job_id: str) -> bool:
         """Whether its owner wants a job to stop."""
@@ -159,16 +185,11 @@ class JobStore:
         async with begin_write(self._engine) as connection:
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(changes))
 
-    async def recover(self) -> list[str]:
-        """Queue the jobs whose service died under them; those that were to stop are cancelled."""
-        changed: list[str] = []
+    async def running_jobs(self) -> list[TrainingJob]:
+        """All that have a run, the oldest first."""
+        chosen = select(jobs).where(jobs.c.state == "running").order_by(jobs.c.created, jobs.c.id)
         async with self._engine.connect() as connection:
-            chosen = select(jobs.c.id, jobs.c.cancel_requested).where(jobs.c.state == "running")
-            running = (await connection.execute(chosen)).all()
-        for job_id, cancel_requested in running:
-            if await self.move(job_id, "cancelled" if cancel_requested else "queued"):
-                changed.append(job_id)
-        return changed
+            return [_job(row) for row in await connection.execute(chosen)]
 
     async def remove(self, job_id: str) -> bool:
         """Forget a job that has ended; whether it was there and had."""
@@ -176,33 +197,53 @@ class JobStore:
         async with begin_write(self._engine) as connection:
             return (await connection.execute(delete(jobs).where(ended))).rowcount > 0
 
-    async def _move_queued_to_cancelled(self, job_id: str) -> bool:
-        queued = (jobs.c.id == job_id) & (jobs.c.state == "queued")
-        changes = {"state": "cancelled", "updated": datetime.now(UTC)}
-        async with begin_write(self._engine) as connection:
-            return (
-                await connection.execute(update(jobs).where(queued).values(changes))
-            ).rowcount > 0
+    async def _find(self, *conditions: ColumnElement[bool]) -> TrainingJob | None:
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(select(jobs).where(*conditions))).one_or_none()
+        return None if row is None else _job(row)
 
 
 def new_job_id() -> str:
     """An id that nobody can guess."""
-    return f"job_{secrets.token_hex(10)}"
+    return job_id_of(secrets.token_hex(10))
+
+
+def job_id_of(reservation: str) -> str:
+    """The id of the job that is created under a reservation."""
+    return f"job_{reservation}"
+
+
+async def _change(
+    connection: AsyncConnection, condition: ColumnElement[bool], changes: Mapping[str, Any]
+) -> TrainingJob | None:
+    """Change the state of the job that meets a condition, and let it be announced."""
+    values = {**changes, "updated": datetime.now(UTC)}
+    changing = update(jobs).where(condition).values(values).returning(jobs)
+    row = (await connection.execute(changing)).one_or_none()
+    if row is None:
+        return None
+    job = _job(row)
+    await announce(connection, job)
+    return job
 
 
 def _job(row: Row[Any], state: JobState | None = None) -> TrainingJob:
     failure = None
     if row.failure_reason is not None:
         failure = JobFailure(reason=row.failure_reason, message=row.failure_message or "")
+    progress = {**row.progress, "samples": tuple(row.progress.get("samples", ()))}
     return TrainingJob(
         id=row.id,
         account=row.account,
         state=state or row.state,
         request=JobRequest(**row.request),
         tree=row.tree,
-        progress=JobProgress(**row.progress),
+        progress=JobProgress(**progress),
         failure=failure,
         cancel_requested=row.cancel_requested,
         create_time=row.created,
         update_time=row.updated,
+        attempt=row.attempt,
+        reservation=row.reservation,
+        warnings=tuple(JobWarning(**warning) for warning in row.warnings),
     )

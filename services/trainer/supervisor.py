@@ -2,12 +2,12 @@
 
 One task for the process. A job goes back to the queue when its run was stopped for the server's own
 reasons; a run that was killed from outside fails its job with KILLED, to be resumed by its owner.
+Runs of a backend that outlives the service go on while it is away, and are found again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 from collections.abc import Mapping
@@ -16,17 +16,19 @@ from typing import Any, cast, get_args
 
 import yaml
 
+from services.storage.catalog import Catalog
 from services.trainer.backends.backend import ActiveRun, RunBackend, RunEnd
 from services.trainer.changes import JobChanges
+from services.trainer.following import FollowedRun, read_status
 from services.trainer.job import FailureReason, JobFailure, JobProgress, JobState, TrainingJob
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.outcome import publish
 from services.trainer.run.reporting import STATUS_FILE, write_atomically
 from services.trainer.run.violations import EXIT_STOPPED
 from services.trainer.store import JobStore
 
 _LOGGER = logging.getLogger(__name__)
 _CONFIGURATION_FILE = "configuration.yaml"
-_POLL_S = 0.5
 
 
 class Supervisor:
@@ -39,102 +41,132 @@ class Supervisor:
         backend: RunBackend,
         changes: JobChanges,
         metrics: TrainerMetrics,
+        catalog: Catalog,
         folder: Path,
         max_running: int,
     ) -> None:
         self._store, self._backend, self._changes = store, backend, changes
-        self._metrics, self._folder = metrics, folder
+        self._metrics, self._catalog, self._folder = metrics, catalog, folder
         self._max_running = max_running
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._active: set[asyncio.Task[None]] = set()
+        self._followed: dict[str, FollowedRun] = {}
 
     def wake(self) -> None:
         """Say that a job was queued or is to be cancelled."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop all runs at their next checkpoint and let `run` return."""
+        """Let `run` return: stop all runs at their next checkpoint, or leave them to go on."""
         self._stopping.set()
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until `stop`; returns when every run has ended."""
-        for job_id in await self._store.recover():
-            _LOGGER.info("job was left by a service that died", extra={"job": job_id})
-        async with asyncio.TaskGroup() as tasks:
+        """Work until `stop`; returns when no run is followed any more."""
+        async with self._backend.opened(), asyncio.TaskGroup() as tasks:
+            await self._take_up(tasks)
             while not self._stopping.is_set():
                 self._wake.clear()
                 await self._start_queued(tasks)
                 await self._wake.wait()
+
+    async def report(self, job_id: str, attempt: int, progress: JobProgress) -> bool:
+        """Take in what a run says of itself; whether it is one that is followed here."""
+        followed = self._followed.get(job_id)
+        if followed is None or followed.job.attempt != attempt:
+            return False
+        await followed.report(progress)
+        return True
+
+    async def forget(self, job_id: str) -> None:
+        """Remove what the backend has left of the runs of a job that has ended."""
+        await self._backend.forget(job_id)
+
+    async def _take_up(self, tasks: asyncio.TaskGroup) -> None:
+        """Find the runs that a service that died was following."""
+        for job in await self._store.running_jobs():
+            run = await self._backend.attach(job)
+            _LOGGER.info("job was left running", extra={"job": job.id, "goes_on": run is not None})
+            if run is not None:
+                self._begin(tasks, job, run)
+            else:
+                await self._store.move(job.id, "cancelled" if job.cancel_requested else "queued")
 
     async def _start_queued(self, tasks: asyncio.TaskGroup) -> None:
         while len(self._active) < self._max_running:
             job = await self._store.claim()
             if job is None:
                 return
-            task = tasks.create_task(self._follow(job))
-            self._active.add(task)
-            task.add_done_callback(self._one_ended)
-            self._metrics.running(len(self._active))
+            self._begin(tasks, job, None)
             self._changes.notify(job.id)
+
+    def _begin(self, tasks: asyncio.TaskGroup, job: TrainingJob, run: ActiveRun | None) -> None:
+        task = tasks.create_task(self._follow(job, run))
+        self._active.add(task)
+        task.add_done_callback(self._one_ended)
+        self._metrics.running(len(self._active))
 
     def _one_ended(self, task: asyncio.Task[None]) -> None:
         self._active.discard(task)
         self._metrics.running(len(self._active))
         self._wake.set()
 
-    async def _follow(self, job: TrainingJob) -> None:
-        folder = self._folder / job.id
-        output = Path(job.tree["output"])
-        try:
-            configuration = await asyncio.to_thread(_write_configuration, folder, job.tree)
-            run = await self._backend.start(job.id, configuration)
-        except OSError as error:
-            _LOGGER.error("run cannot be started", extra={"job": job.id, "error": str(error)})
-            message = "the run could not be started; the server's log has why"
-            unstarted = JobFailure(reason="UNUSABLE_FILES", message=message)
-            await self._end(job.id, "failed", unstarted)
+    async def _follow(self, job: TrainingJob, run: ActiveRun | None) -> None:
+        run = run or await self._start(job)
+        if run is None:
             return
-        end = await self._watch(job.id, run, output)
-        status = await asyncio.to_thread(_read_status, output)
-        await self._note(job.id, status)
+        followed = FollowedRun(
+            job,
+            run,
+            store=self._store,
+            changes=self._changes,
+            stopping=self._stopping,
+            outlives_service=self._backend.outlives_service,
+            status_interval_s=self._backend.status_interval_s,
+        )
+        self._followed[job.id] = followed
+        try:
+            end = await followed.ended()
+        finally:
+            del self._followed[job.id]
+        if end is None:
+            _LOGGER.info("run goes on without the service", extra={"job": job.id})
+            return
+        status = await asyncio.to_thread(read_status, followed.output)
         state, failure = outcome(
             end,
             status,
             cancelled=await self._store.cancel_requested(job.id),
             stopped=self._stopping.is_set(),
         )
+        if state == "succeeded":
+            failure = await self._publish(job)
+            state = "succeeded" if failure is None else "failed"
         await self._end(job.id, state, failure)
 
-    async def _watch(self, job_id: str, run: ActiveRun, output: Path) -> RunEnd:
-        ending = asyncio.create_task(run.ended())
+    async def _publish(self, job: TrainingJob) -> JobFailure | None:
+        """Take the outcome into the catalogue; why that failed, if it did."""
         try:
-            await self._follow_until(ending, job_id, run, output)
-        finally:
-            ending.cancel()  # without effect on what has ended
-        return ending.result()
+            entry = await asyncio.to_thread(publish, self._catalog, job)
+        except (OSError, ValueError, KeyError) as error:
+            _LOGGER.error("outcome is not usable", extra={"job": job.id, "error": str(error)})
+            message = "what the run left could not be kept; the server's log has why"
+            return JobFailure(reason="UNUSABLE_FILES", message=message)
+        _LOGGER.info("outcome is in the catalogue", extra={"job": job.id, "model": entry.name})
+        return None
 
-    async def _follow_until(
-        self, ending: asyncio.Task[RunEnd], job_id: str, run: ActiveRun, output: Path
-    ) -> None:
-        known: Mapping[str, Any] = {}
-        stopped = False
-        while not ending.done():
-            wants = self._stopping.is_set() or await self._store.cancel_requested(job_id)
-            if wants and not stopped:
-                stopped = True
-                await run.stop()
-            status = await asyncio.to_thread(_read_status, output)
-            if status != known:
-                known = status
-                await self._note(job_id, status)
-            await asyncio.wait([ending], timeout=_POLL_S)
-
-    async def _note(self, job_id: str, status: Mapping[str, Any]) -> None:
-        if status:
-            await self._store.progress(job_id, progress_of(status))
-            self._changes.notify(job_id)
+    async def _start(self, job: TrainingJob) -> ActiveRun | None:
+        """Start a run; where that cannot be done its job has failed."""
+        folder = self._folder / job.id
+        try:
+            configuration = await asyncio.to_thread(_write_configuration, folder, job.tree)
+            return await self._backend.start(job, configuration)
+        except OSError as error:
+            _LOGGER.error("run cannot be started", extra={"job": job.id, "error": str(error)})
+        message = "the run could not be started; the server's log has why"
+        await self._end(job.id, "failed", JobFailure(reason="UNUSABLE_FILES", message=message))
+        return None
 
     async def _end(self, job_id: str, state: JobState, failure: JobFailure | None) -> None:
         await self._store.move(job_id, state, failure=failure)
@@ -152,6 +184,8 @@ def outcome(
         return "succeeded", None
     if cancelled:
         return "cancelled", None
+    if end.failure is not None:
+        return "failed", end.failure
     # A run that was only starting, or already ending, has not heard the signal as a question.
     if end.exit_code == EXIT_STOPPED or (stopped and end.exit_code == -signal.SIGTERM):
         return "queued", None
@@ -167,33 +201,9 @@ def outcome(
     return "failed", JobFailure(reason=cast(FailureReason, reason), message=message)
 
 
-def progress_of(status: Mapping[str, Any]) -> JobProgress:
-    """What a status file says, in the service's own words."""
-    losses = status.get("losses") or {}
-    return JobProgress(
-        step=status["step"],
-        step_count=status["step_count"],
-        class_picture_count=status["class_picture_count"],
-        instance_loss=losses.get("instance_loss"),
-        prior_loss=losses.get("prior_loss"),
-        learning_rate=losses.get("learning_rate", 0.0),
-        validation_loss=status["validation_loss"],
-        eta_s=status["eta_s"],
-    )
-
-
 def _write_configuration(folder: Path, tree: Mapping[str, Any]) -> Path:
     path = folder / _CONFIGURATION_FILE
     write_atomically(path, yaml.safe_dump(dict(tree), sort_keys=False))
     # What an earlier run of the job said is not what this one will say.
     (Path(tree["output"]) / STATUS_FILE).unlink(missing_ok=True)
     return path
-
-
-def _read_status(output: Path) -> dict[str, Any]:
-    try:
-        text = (output / STATUS_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    status: dict[str, Any] = json.loads(text)
-    return status

@@ -1,4 +1,4 @@
-"""The trainer's one table. `services.trainer.migrations` makes it; a test compares the two."""
+"""The trainer's tables. `services.trainer.migrations` makes them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Index,
+    Integer,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -18,6 +19,7 @@ from sqlalchemy import (
 from services.storage.database import UtcDateTime
 
 MAX_KEY_LENGTH = 255
+MAX_MODEL_LENGTH = 200
 
 metadata = MetaData()
 
@@ -34,10 +36,30 @@ jobs = Table(
     Column("failure_reason", String(32)),
     Column("failure_message", Text),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="1"),
     Column("created", UtcDateTime, nullable=False),
     Column("updated", UtcDateTime, nullable=False),
+    Column("reservation", String(24), nullable=False, server_default=""),
+    Column("warnings", JSON, nullable=False, server_default="[]"),
+    Column("model", String(MAX_MODEL_LENGTH)),
     PrimaryKeyConstraint("id", name="pk_training_jobs"),
     UniqueConstraint("account", "idempotency_key", name="uq_training_jobs_account_key"),
+    Index("uq_training_jobs_account_model", "account", "model", unique=True),
     Index("ix_training_jobs_account_created", "account", "created", "id"),
     Index("ix_training_jobs_state_created", "state", "created", "id"),
 )
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(32), nullable=False),
+    Column("job_id", String(24), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempt_count", Integer, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("id", name="pk_webhook_deliveries"),
+    Index("ix_webhook_deliveries_next_at", "next_at"),
+)
+"""What was not delivered yet; a row is written in the transaction that changes the job's state."""

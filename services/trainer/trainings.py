@@ -11,7 +11,7 @@ import shutil
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from services.runtime.errors import (
@@ -20,14 +20,17 @@ from services.runtime.errors import (
     QueueFullError,
     UnavailableError,
 )
+from services.storage.catalog import Catalog
 from services.trainer.changes import JobChanges
 from services.trainer.datasets import DatasetStore
 from services.trainer.errors import IdempotencyKeyUsedError, JobStateError
-from services.trainer.job import FINAL_STATES, JobRequest, TrainingJob
+from services.trainer.job import FINAL_STATES, JobProgress, JobRequest, TrainingJob
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.request_checks import run_tree
-from services.trainer.store import JobStore, new_job_id
+from services.trainer.request_checks import CheckedRequest, check_request
+from services.trainer.sample_pictures import SamplePicture, new_samples
+from services.trainer.store import JobStore, job_id_of, new_job_id
 from services.trainer.supervisor import Supervisor
+from services.trainer.webhook_client import WebhookClient
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,11 +55,14 @@ class Trainings:
         folder: Path,
         class_image_cache: Path,
         max_queued: int,
+        catalog: Catalog,
+        webhooks: WebhookClient,
     ) -> None:
         self._store, self._datasets, self._supervisor = store, datasets, supervisor
         self._changes, self._metrics, self._draining = changes, metrics, draining
         self._bases, self._folder = bases, folder
         self._class_image_cache, self._max_queued = class_image_cache, max_queued
+        self._catalog, self._webhooks = catalog, webhooks
 
     async def upload(
         self, account: str, pieces: AsyncIterator[tuple[str | None, bytes]]
@@ -72,20 +78,50 @@ class Trainings:
         self._metrics.uploaded()
         return kept
 
-    async def create(self, account: str, key: str, request: JobRequest) -> TrainingJob:
-        """Queue a job, or return the one under the key."""
-        known = await self._store.find_by_key(account, key)
+    async def create(
+        self, account: str, key: str, request: JobRequest, *, reservation: str = ""
+    ) -> TrainingJob:
+        """Queue a job, or return the one under the key; `reservation` is what pays for it."""
+        known = await self._known(account, key, request)
         if known is not None:
-            if known.request != request:
-                raise IdempotencyKeyUsedError(known.id)
             return known
-        job_id = new_job_id()
-        tree = await asyncio.to_thread(self._checked_tree, account, key, request, job_id)
-        if await self._store.queued_count() >= self._max_queued:
-            raise QueueFullError(_QUEUE_RETRY_S)
-        job = await self._store.create(account, key, request, tree, job_id)
+        job_id = job_id_of(reservation) if reservation else new_job_id()
+        checked = await self._checked(account, key, request, job_id)
+        job = await self._store.create(
+            account,
+            key,
+            request,
+            checked.tree,
+            job_id,
+            step_count=checked.step_count,
+            reservation=reservation,
+            warnings=checked.warnings,
+        )
         self._supervisor.wake()
         return job
+
+    async def plan(self, account: str, key: str, request: JobRequest) -> TrainingJob:
+        """The job under the key, else the one that `create` would make, with an empty id."""
+        known = await self._known(account, key, request)
+        if known is not None:
+            return known
+        checked = await self._checked(account, key, request, "")
+        now = datetime.now(UTC)
+        return TrainingJob(
+            id="",
+            account=account,
+            state="queued",
+            request=request,
+            tree=checked.tree,
+            progress=JobProgress(step_count=checked.step_count),
+            failure=None,
+            cancel_requested=False,
+            attempt=1,
+            create_time=now,
+            update_time=now,
+            reservation="",
+            warnings=checked.warnings,
+        )
 
     async def get(self, account: str, job_id: str) -> TrainingJob:
         """A job of the account."""
@@ -104,16 +140,22 @@ class Trainings:
         page = jobs[:count]
         return page, _token(page[-1]) if len(jobs) > count else ""
 
-    async def watch(self, account: str, job_id: str) -> AsyncGenerator[TrainingJob, None]:
-        """The job now and after changes, until it has ended."""
+    async def watch(
+        self, account: str, job_id: str, *, with_samples: bool = False
+    ) -> AsyncGenerator[tuple[TrainingJob, SamplePicture | None], None]:
+        """The job now and after changes, until it has ended; each new sample picture, if wanted."""
         with self._changes.watch(job_id) as changed:
             last: TrainingJob | None = None
+            shown: set[str] = set()
             while True:
                 changed.clear()
                 job = await self._store.get(account, job_id)
+                if with_samples:
+                    for sample in await asyncio.to_thread(new_samples, job, shown):
+                        yield job, sample
                 if job != last:
                     last = job
-                    yield job
+                    yield job, None
                 if job.state in FINAL_STATES:
                     return
                 if self._draining.is_set():
@@ -127,11 +169,11 @@ class Trainings:
         self._changes.notify(job_id)
         return await self._store.get(account, job_id)
 
-    async def resume(self, account: str, job_id: str) -> TrainingJob:
-        """Queue a job that failed or was cancelled."""
+    async def resume(self, account: str, job_id: str, *, reservation: str = "") -> TrainingJob:
+        """Queue a job that failed or was cancelled; `reservation` is what pays for the rest."""
         job = await self._store.get(account, job_id)
-        resumable = job.state in ("failed", "cancelled")
-        if not (resumable and await self._store.move(job_id, "queued")):
+        await self._require_room()
+        if not await self._store.resume(job_id, reservation):
             message = f"The job is {job.state}; only one that failed or was cancelled can go on."
             raise JobStateError(message, reason="JOB_NOT_RESUMABLE")
         self._supervisor.wake()
@@ -139,24 +181,56 @@ class Trainings:
         return await self._store.get(account, job_id)
 
     async def delete(self, account: str, job_id: str) -> None:
-        """Remove a job that has ended, and its files."""
+        """Remove a job that has ended, its files, and the model that came out of it."""
         job = await self._store.get(account, job_id)
-        if job.state not in FINAL_STATES or not await self._store.remove(job_id):
+        if job.state not in FINAL_STATES:
             message = f"The job is {job.state}; cancel it first."
+            raise JobStateError(message, reason="JOB_NOT_ENDED")
+        # The model goes first: a job that is still listed can be deleted again.
+        await asyncio.to_thread(self._catalog.remove, account, job_id)
+        await self._supervisor.forget(job_id)
+        if not await self._store.remove(job_id):
+            message = "The job was resumed meanwhile; cancel it first."
             raise JobStateError(message, reason="JOB_NOT_ENDED")
         await asyncio.to_thread(_remove_files, self._folder / job_id)
         self._changes.notify(job_id)
 
-    def _checked_tree(
+    async def _known(self, account: str, key: str, request: JobRequest) -> TrainingJob | None:
+        known = await self._store.find_by_key(account, key)
+        if known is not None and known.request != request:
+            raise IdempotencyKeyUsedError(known.id)
+        return known
+
+    async def _checked(
         self, account: str, key: str, request: JobRequest, job_id: str
-    ) -> dict[str, object]:
-        return run_tree(
+    ) -> CheckedRequest:
+        faults: list[FieldViolation] = []
+        checked: CheckedRequest | None = None
+        try:
+            checked = await asyncio.to_thread(self._check, account, key, request, job_id)
+        except InvalidRequestError as error:
+            faults += error.violations
+        if request.model_name and await self._store.has_model(account, request.model(job_id)):
+            text = "another job of yours makes a model of this name; delete it or take another name"
+            faults.append(_fault("model_name", "ALREADY_USED", text))
+        if faults or checked is None:
+            raise InvalidRequestError(faults)
+        await self._require_room()
+        return checked
+
+    async def _require_room(self) -> None:
+        if await self._store.queued_count() >= self._max_queued:
+            raise QueueFullError(_QUEUE_RETRY_S)
+
+    def _check(self, account: str, key: str, request: JobRequest, job_id: str) -> CheckedRequest:
+        return check_request(
             request,
             idempotency_key=key,
             bases=self._bases,
             dataset=self._datasets.find(account, request.dataset_id),
             output=self._folder / job_id / "output",
             class_image_cache=self._class_image_cache,
+            webhooks=self._webhooks,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry
 
 from limner.v1 import training_pb2, training_pb2_grpc
 from services.runtime.settings import Address
-from services.trainer.backends.backend import RunBackend, RunEnd
+from services.trainer.backends.backend import RunBackend, RunEnd, RunWait
+from services.trainer.job import TrainingJob
 from services.trainer.server import open_trainer_server
 from services.trainer.settings import TrainerSettings
 
@@ -30,6 +31,7 @@ class ToldRun:
     def __init__(self, configuration: Path) -> None:
         self.tree: dict[str, Any] = yaml.safe_load(configuration.read_text())
         self.end: asyncio.Future[RunEnd] = asyncio.get_running_loop().create_future()
+        self.waiting: RunWait | None = None
 
     async def ended(self) -> RunEnd:
         return await asyncio.shield(self.end)
@@ -53,7 +55,18 @@ class ToldRun:
         partial.write_text(json.dumps(plain | status))
         partial.replace(path)
 
+    def leave_result(self) -> None:
+        """What a run leaves that succeeded, with next to nothing in it."""
+        result = Path(self.tree["output"]) / "result"
+        (result / "model").mkdir(parents=True, exist_ok=True)
+        (result / "model" / "model_index.json").write_text("{}")
+        (result / "configuration.yaml").write_text(yaml.safe_dump({"method": "lora"}))
+        facts = {"base_revision": "0" * 16, "dataset_digest": "1" * 64}
+        (result / "run.json").write_text(json.dumps(facts))
+
     def finish(self, exit_code: int) -> None:
+        if exit_code == 0:
+            self.leave_result()
         if not self.end.done():
             self.end.set_result(RunEnd(exit_code=exit_code))
 
@@ -61,10 +74,22 @@ class ToldRun:
 class ToldBackend:
     """Keeps the runs that were started."""
 
+    outlives_service = False
+    status_interval_s = 0.1
+
     def __init__(self) -> None:
         self.runs: asyncio.Queue[ToldRun] = asyncio.Queue()
 
-    async def start(self, job_id: str, configuration: Path) -> ToldRun:
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def attach(self, job: TrainingJob) -> ToldRun | None:
+        return None
+
+    async def forget(self, job_id: str) -> None:
+        pass
+
+    async def start(self, job: TrainingJob, configuration: Path) -> ToldRun:
         run = ToldRun(configuration)
         await self.runs.put(run)
         return run

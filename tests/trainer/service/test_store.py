@@ -1,12 +1,11 @@
 from pathlib import Path
 
-import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from services.storage.database import open_engine
-from services.trainer.job import FINAL_STATES, TRANSITIONS, JobRequest, JobState
+from services.trainer.job import TRANSITIONS, JobRequest, JobState
 from services.trainer.store import JobStore, new_job_id
 from services.trainer.tables import metadata
 
@@ -41,27 +40,6 @@ async def test_only_legal_transitions_happen(tmp_path: Path) -> None:
             moved = await store.move(job.id, target)
             assert moved is (target in TRANSITIONS[state]), key
             assert (await store.get("alice", job.id)).state == (target if moved else state)
-    await engine.dispose()
-
-
-@pytest.mark.parametrize("cancel", [False, True])
-async def test_what_ran_when_the_service_died_is_queued_or_cancelled(
-    tmp_path: Path, cancel: bool
-) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
-    store = JobStore(engine)
-    await store.migrate()
-    job = await store.create("alice", "k", _REQUEST, {"output": "o"}, new_job_id())
-    claimed = await store.claim()
-    assert claimed is not None
-    assert claimed.id == job.id
-    assert await store.claim() is None
-    if cancel:
-        await store.cancel(job.id)
-    assert await store.recover() == [job.id]
-    state = (await store.get("alice", job.id)).state
-    assert state == ("cancelled" if cancel else "queued")
-    assert await store.remove(job.id) is (state in FINAL_STATES)
     await engine.dispose()
 
 

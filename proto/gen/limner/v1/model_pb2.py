@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from limner.v1 import generation_pb2 as limner_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15limner/v1/model.proto\x12\tlimner.v1\x1a\x1alimner/v1/generation.proto\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.limner.v1.Model\"\xfe\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12\x0f\n\x07license\x18\x06 \x01(\t\x12\x1e\n\x05tasks\x18\x07 \x03(\x0e\x32\x0f.limner.v1.Task\x12$\n\x08samplers\x18\x08 \x03(\x0e\x32\x12.limner.v1.Sampler\x12&\n\x06limits\x18\t \x01(\x0b\x32\x16.limner.v1.ImageLimits\x12*\n\x08\x64\x65\x66\x61ults\x18\n \x01(\x0b\x32\x18.limner.v1.ImageDefaults\x12)\n\nvocabulary\x18\x0b \x01(\x0b\x32\x15.limner.v1.Vocabulary\x12\x30\n\x0eupscale_limits\x18\x0c \x01(\x0b\x32\x18.limner.v1.UpscaleLimits\x12\x12\n\nis_default\x18\r \x01(\x08\"\xfe\x01\n\x0bImageLimits\x12\x10\n\x08min_side\x18\x01 \x01(\x05\x12\x10\n\x08max_side\x18\x02 \x01(\x05\x12\x15\n\rside_multiple\x18\x03 \x01(\x05\x12\x17\n\x0fmax_pixel_count\x18\x04 \x01(\x03\x12\x16\n\x0emin_step_count\x18\x05 \x01(\x05\x12\x16\n\x0emax_step_count\x18\x06 \x01(\x05\x12\x1a\n\x12min_guidance_scale\x18\x07 \x01(\x01\x12\x1a\n\x12max_guidance_scale\x18\x08 \x01(\x01\x12\x18\n\x10max_sample_count\x18\t \x01(\x05\x12\x19\n\x11max_prompt_length\x18\n \x01(\x05\"\x7f\n\rImageDefaults\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nstep_count\x18\x03 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x04 \x01(\x01\x12#\n\x07sampler\x18\x05 \x01(\x0e\x32\x12.limner.v1.Sampler\"C\n\nVocabulary\x12\x10\n\x08\x63oncepts\x18\x01 \x03(\t\x12\x0e\n\x06styles\x18\x02 \x03(\t\x12\x13\n\x0b\x62\x61\x63kgrounds\x18\x03 \x03(\t\"\xc8\x01\n\rUpscaleLimits\x12\x11\n\tmin_scale\x18\x01 \x01(\x01\x12\x11\n\tmax_scale\x18\x02 \x01(\x01\x12\x1e\n\x16max_output_pixel_count\x18\x03 \x01(\x03\x12-\n\rpicture_kinds\x18\x04 \x03(\x0e\x32\x16.limner.v1.PictureKind\x12%\n\x18\x64\x65\x66\x61ult_denoise_strength\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x1b\n\x19_default_denoise_strength*\x96\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_TEXT_TO_IMAGE\x10\x01\x12\x17\n\x13TASK_IMAGE_TO_IMAGE\x10\x02\x12\x13\n\x0fTASK_INPAINTING\x10\x03\x12\x10\n\x0cTASK_CONTROL\x10\x04\x12\x0e\n\nTASK_VIDEO\x10\x05\x12\x10\n\x0cTASK_UPSCALE\x10\x06*b\n\x0bPictureKind\x12\x1c\n\x18PICTURE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_KIND_PHOTO\x10\x01\x12\x1d\n\x19PICTURE_KIND_ILLUSTRATION\x10\x02\x32Y\n\x0cModelService\x12I\n\nListModels\x12\x1c.limner.v1.ListModelsRequest\x1a\x1d.limner.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15limner/v1/model.proto\x12\tlimner.v1\x1a\x1alimner/v1/generation.proto\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.limner.v1.Model\"\x92\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12\x0f\n\x07license\x18\x06 \x01(\t\x12\x1e\n\x05tasks\x18\x07 \x03(\x0e\x32\x0f.limner.v1.Task\x12$\n\x08samplers\x18\x08 \x03(\x0e\x32\x12.limner.v1.Sampler\x12&\n\x06limits\x18\t \x01(\x0b\x32\x16.limner.v1.ImageLimits\x12*\n\x08\x64\x65\x66\x61ults\x18\n \x01(\x0b\x32\x18.limner.v1.ImageDefaults\x12)\n\nvocabulary\x18\x0b \x01(\x0b\x32\x15.limner.v1.Vocabulary\x12\x30\n\x0eupscale_limits\x18\x0c \x01(\x0b\x32\x18.limner.v1.UpscaleLimits\x12\x12\n\nis_default\x18\r \x01(\x08\x12\x12\n\nbase_model\x18\x0e \x01(\t\"\xfe\x01\n\x0bImageLimits\x12\x10\n\x08min_side\x18\x01 \x01(\x05\x12\x10\n\x08max_side\x18\x02 \x01(\x05\x12\x15\n\rside_multiple\x18\x03 \x01(\x05\x12\x17\n\x0fmax_pixel_count\x18\x04 \x01(\x03\x12\x16\n\x0emin_step_count\x18\x05 \x01(\x05\x12\x16\n\x0emax_step_count\x18\x06 \x01(\x05\x12\x1a\n\x12min_guidance_scale\x18\x07 \x01(\x01\x12\x1a\n\x12max_guidance_scale\x18\x08 \x01(\x01\x12\x18\n\x10max_sample_count\x18\t \x01(\x05\x12\x19\n\x11max_prompt_length\x18\n \x01(\x05\"\x7f\n\rImageDefaults\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nstep_count\x18\x03 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x04 \x01(\x01\x12#\n\x07sampler\x18\x05 \x01(\x0e\x32\x12.limner.v1.Sampler\"C\n\nVocabulary\x12\x10\n\x08\x63oncepts\x18\x01 \x03(\t\x12\x0e\n\x06styles\x18\x02 \x03(\t\x12\x13\n\x0b\x62\x61\x63kgrounds\x18\x03 \x03(\t\"\xc8\x01\n\rUpscaleLimits\x12\x11\n\tmin_scale\x18\x01 \x01(\x01\x12\x11\n\tmax_scale\x18\x02 \x01(\x01\x12\x1e\n\x16max_output_pixel_count\x18\x03 \x01(\x03\x12-\n\rpicture_kinds\x18\x04 \x03(\x0e\x32\x16.limner.v1.PictureKind\x12%\n\x18\x64\x65\x66\x61ult_denoise_strength\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x1b\n\x19_default_denoise_strength*\x96\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_TEXT_TO_IMAGE\x10\x01\x12\x17\n\x13TASK_IMAGE_TO_IMAGE\x10\x02\x12\x13\n\x0fTASK_INPAINTING\x10\x03\x12\x10\n\x0cTASK_CONTROL\x10\x04\x12\x0e\n\nTASK_VIDEO\x10\x05\x12\x10\n\x0cTASK_UPSCALE\x10\x06*b\n\x0bPictureKind\x12\x1c\n\x18PICTURE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_KIND_PHOTO\x10\x01\x12\x1d\n\x19PICTURE_KIND_ILLUSTRATION\x10\x02\x32Y\n\x0cModelService\x12I\n\nListModels\x12\x1c.limner.v1.ListModelsRequest\x1a\x1d.limner.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limner.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASK']._serialized_start=1185
-  _globals['_TASK']._serialized_end=1335
-  _globals['_PICTUREKIND']._serialized_start=1337
-  _globals['_PICTUREKIND']._serialized_end=1435
+  _globals['_TASK']._serialized_start=1205
+  _globals['_TASK']._serialized_end=1355
+  _globals['_PICTUREKIND']._serialized_start=1357
+  _globals['_PICTUREKIND']._serialized_end=1455
   _globals['_LISTMODELSREQUEST']._serialized_start=64
   _globals['_LISTMODELSREQUEST']._serialized_end=83
   _globals['_LISTMODELSRESPONSE']._serialized_start=85
   _globals['_LISTMODELSRESPONSE']._serialized_end=139
   _globals['_MODEL']._serialized_start=142
-  _globals['_MODEL']._serialized_end=524
-  _globals['_IMAGELIMITS']._serialized_start=527
-  _globals['_IMAGELIMITS']._serialized_end=781
-  _globals['_IMAGEDEFAULTS']._serialized_start=783
-  _globals['_IMAGEDEFAULTS']._serialized_end=910
-  _globals['_VOCABULARY']._serialized_start=912
-  _globals['_VOCABULARY']._serialized_end=979
-  _globals['_UPSCALELIMITS']._serialized_start=982
-  _globals['_UPSCALELIMITS']._serialized_end=1182
-  _globals['_MODELSERVICE']._serialized_start=1437
-  _globals['_MODELSERVICE']._serialized_end=1526
+  _globals['_MODEL']._serialized_end=544
+  _globals['_IMAGELIMITS']._serialized_start=547
+  _globals['_IMAGELIMITS']._serialized_end=801
+  _globals['_IMAGEDEFAULTS']._serialized_start=803
+  _globals['_IMAGEDEFAULTS']._serialized_end=930
+  _globals['_VOCABULARY']._serialized_start=932
+  _globals['_VOCABULARY']._serialized_end=999
+  _globals['_UPSCALELIMITS']._serialized_start=1002
+  _globals['_UPSCALELIMITS']._serialized_end=1202
+  _globals['_MODELSERVICE']._serialized_start=1457
+  _globals['_MODELSERVICE']._serialized_end=1546
 # @@protoc_insertion_point(module_scope)

@@ -144,6 +144,7 @@ class Model(_message.Message):
     VOCABULARY_FIELD_NUMBER: _builtins.int
     UPSCALE_LIMITS_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for requests."""
     display_name: _builtins.str
@@ -158,6 +159,10 @@ class Model(_message.Message):
     """Licence of the weights, an SPDX expression or a name. Empty when unknown."""
     is_default: _builtins.bool
     """Whether its server takes it for a request that names no model."""
+    base_model: _builtins.str
+    """The model that this one was trained from; empty for a model of the server. A trained model is
+    called `base_model@NAME` and seen by the account that trained it alone.
+    """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[Global___Task.ValueType]:
         """What it can be asked for."""
@@ -198,10 +203,11 @@ class Model(_message.Message):
         vocabulary: Global___Vocabulary | None = ...,
         upscale_limits: Global___UpscaleLimits | None = ...,
         is_default: _builtins.bool = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits", "upscale_limits", b"upscale_limits", "vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "description", b"description", "display_name", b"display_name", "family", b"family", "is_default", b"is_default", "license", b"license", "limits", b"limits", "name", b"name", "revision", b"revision", "samplers", b"samplers", "tasks", b"tasks", "upscale_limits", b"upscale_limits", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "defaults", b"defaults", "description", b"description", "display_name", b"display_name", "family", b"family", "is_default", b"is_default", "license", b"license", "limits", b"limits", "name", b"name", "revision", b"revision", "samplers", b"samplers", "tasks", b"tasks", "upscale_limits", b"upscale_limits", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,7 +47,8 @@ class ModelServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Lists every model with its tasks, limits, defaults and samplers, sorted by name.
+        """Lists every model with its tasks, limits, defaults and samplers, sorted by name; after the
+        server's own those that the caller's account has trained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

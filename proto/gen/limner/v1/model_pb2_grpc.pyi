@@ -34,7 +34,9 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
-    """Lists every model with its tasks, limits, defaults and samplers, sorted by name."""
+    """Lists every model with its tasks, limits, defaults and samplers, sorted by name; after the
+    server's own those that the caller's account has trained.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -42,7 +44,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists every model with its tasks, limits, defaults and samplers, sorted by name."""
+    """Lists every model with its tasks, limits, defaults and samplers, sorted by name; after the
+    server's own those that the caller's account has trained.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Describes the models that the caller may use."""
@@ -53,6 +57,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
-        """Lists every model with its tasks, limits, defaults and samplers, sorted by name."""
+        """Lists every model with its tasks, limits, defaults and samplers, sorted by name; after the
+        server's own those that the caller's account has trained.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

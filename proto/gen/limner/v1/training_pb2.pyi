@@ -63,6 +63,22 @@ class _TrainingFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     """The run was killed from outside."""
     TRAINING_FAILURE_REASON_INTERNAL: _TrainingFailureReason.ValueType  # 5
     """A defect; the server's log tells more."""
+    TRAINING_FAILURE_REASON_EVICTED: _TrainingFailureReason.ValueType  # 6
+    """The cluster took the run's place away, because its node ran short of something."""
+    TRAINING_FAILURE_REASON_PREEMPTED: _TrainingFailureReason.ValueType  # 7
+    """The run had to make room for one with a higher priority."""
+    TRAINING_FAILURE_REASON_UNSCHEDULABLE: _TrainingFailureReason.ValueType  # 8
+    """No node of the cluster fits the run."""
+    TRAINING_FAILURE_REASON_IMAGE_PULL: _TrainingFailureReason.ValueType  # 9
+    """The run's container image cannot be pulled."""
+    TRAINING_FAILURE_REASON_NODE_LOST: _TrainingFailureReason.ValueType  # 10
+    """The run's node went away."""
+    TRAINING_FAILURE_REASON_TIMED_OUT: _TrainingFailureReason.ValueType  # 11
+    """The run took longer than a run may."""
+    TRAINING_FAILURE_REASON_LOST: _TrainingFailureReason.ValueType  # 12
+    """The run is gone and left no word of how it ended."""
+    TRAINING_FAILURE_REASON_CLUSTER_REFUSED: _TrainingFailureReason.ValueType  # 13
+    """The cluster refused the run: a quota, a policy, a missing right."""
 
 class TrainingFailureReason(_TrainingFailureReason, metaclass=_TrainingFailureReasonEnumTypeWrapper):
     """Why a job failed."""
@@ -79,7 +95,53 @@ TRAINING_FAILURE_REASON_KILLED: TrainingFailureReason.ValueType  # 4
 """The run was killed from outside."""
 TRAINING_FAILURE_REASON_INTERNAL: TrainingFailureReason.ValueType  # 5
 """A defect; the server's log tells more."""
+TRAINING_FAILURE_REASON_EVICTED: TrainingFailureReason.ValueType  # 6
+"""The cluster took the run's place away, because its node ran short of something."""
+TRAINING_FAILURE_REASON_PREEMPTED: TrainingFailureReason.ValueType  # 7
+"""The run had to make room for one with a higher priority."""
+TRAINING_FAILURE_REASON_UNSCHEDULABLE: TrainingFailureReason.ValueType  # 8
+"""No node of the cluster fits the run."""
+TRAINING_FAILURE_REASON_IMAGE_PULL: TrainingFailureReason.ValueType  # 9
+"""The run's container image cannot be pulled."""
+TRAINING_FAILURE_REASON_NODE_LOST: TrainingFailureReason.ValueType  # 10
+"""The run's node went away."""
+TRAINING_FAILURE_REASON_TIMED_OUT: TrainingFailureReason.ValueType  # 11
+"""The run took longer than a run may."""
+TRAINING_FAILURE_REASON_LOST: TrainingFailureReason.ValueType  # 12
+"""The run is gone and left no word of how it ended."""
+TRAINING_FAILURE_REASON_CLUSTER_REFUSED: TrainingFailureReason.ValueType  # 13
+"""The cluster refused the run: a quota, a policy, a missing right."""
 Global___TrainingFailureReason: _TypeAlias = TrainingFailureReason  # noqa: Y015
+
+@_typing.final
+class TrainingWarning(_message.Message):
+    """A remark about a job that does not stop it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """`TOKEN_IS_A_WORD`: the token is a word that the base model knows."""
+    message: _builtins.str
+    """One sentence for people."""
+    field: _builtins.str
+    """Path of the request's field that it is about."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        field: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingWarning: _TypeAlias = TrainingWarning  # noqa: Y015
 
 @_typing.final
 class TrainingJob(_message.Message):
@@ -134,6 +196,15 @@ class TrainingJob(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
+    WAITING_REASON_FIELD_NUMBER: _builtins.int
+    WAITING_MESSAGE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the job."""
     state: Global___TrainingJob.State.ValueType
@@ -152,6 +223,24 @@ class TrainingJob(_message.Message):
     """Why it failed."""
     failure_message: _builtins.str
     """The same for people; empty unless it failed."""
+    waiting_reason: Global___TrainingFailureReason.ValueType
+    """Why its run cannot begin or go on, while it is queued; what it fails with if that lasts."""
+    waiting_message: _builtins.str
+    """The same for people; empty unless a cluster has the run and lets it wait."""
+    attempt: _builtins.int
+    """How often it was put into the queue by its owner: 1, and 1 more with each resume."""
+    reservation: _builtins.str
+    """Name under which the gateway reserved credits for this attempt; empty without a gateway."""
+    model: _builtins.str
+    """Name under which its model is served once it has succeeded: `base_model@NAME`, where NAME is
+    the job's id unless the request gave another.
+    """
+    token: _builtins.str
+    """Word that means the subject."""
+    method: Global___TrainingMethod.ValueType
+    """What is trained."""
+    webhook_url: _builtins.str
+    """Who is told of changes of state; empty: nobody."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -163,6 +252,10 @@ class TrainingJob(_message.Message):
     @_builtins.property
     def progress(self) -> Global___TrainingProgress:
         """Loss and pace of the newest step; absent until the first one."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingWarning]:
+        """Remarks about the request."""
 
     def __init__(
         self,
@@ -179,10 +272,19 @@ class TrainingJob(_message.Message):
         progress: Global___TrainingProgress | None = ...,
         failure_reason: Global___TrainingFailureReason.ValueType = ...,
         failure_message: _builtins.str = ...,
+        waiting_reason: Global___TrainingFailureReason.ValueType = ...,
+        waiting_message: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reservation: _builtins.str = ...,
+        model: _builtins.str = ...,
+        token: _builtins.str = ...,
+        method: Global___TrainingMethod.ValueType = ...,
+        warnings: _abc.Iterable[Global___TrainingWarning] | None = ...,
+        webhook_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "configuration_yaml", b"configuration_yaml", "create_time", b"create_time", "dataset_id", b"dataset_id", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "id", b"id", "progress", b"progress", "state", b"state", "step", b"step", "step_count", b"step_count", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "configuration_yaml", b"configuration_yaml", "create_time", b"create_time", "dataset_id", b"dataset_id", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "id", b"id", "method", b"method", "model", b"model", "progress", b"progress", "reservation", b"reservation", "state", b"state", "step", b"step", "step_count", b"step_count", "token", b"token", "update_time", b"update_time", "waiting_message", b"waiting_message", "waiting_reason", b"waiting_reason", "warnings", b"warnings", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,6 +409,10 @@ class CreateTrainingJobRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     CONFIGURATION_YAML_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    WEBHOOK_SECRET_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """Key under which a repeated call finds the same job, 1 to 255 characters."""
     base_model: _builtins.str
@@ -325,6 +431,23 @@ class CreateTrainingJobRequest(_message.Message):
     """Further settings as YAML, at most 64 KiB: the sections lora, pictures, optimization, validation
     and prior (without images) and the key checkpoint_interval of a run's configuration.
     """
+    validate_only: _builtins.bool
+    """Check alone: nothing is stored. The job in the answer is the one under this key where there is
+    one; else it is the one that would be created, with its `step_count` and without an id.
+    """
+    model_name: _builtins.str
+    """Name for the model that comes out: 1 to 63 characters of a-z, 0-9, '.', '_', '-', the first of
+    them a letter or a digit. Empty: the job's id. Another job's name is ALREADY_USED.
+    """
+    webhook_url: _builtins.str
+    """Where to POST every change of state: an http or https URL of at most 2048 characters, whose host
+    this server may call. Empty: nowhere. Each body is signed, see `webhook_secret`.
+    """
+    webhook_secret: _builtins.str
+    """Key of the signatures, 16 to 256 characters, required with `webhook_url` and never shown again.
+    The header `limner-signature` is `t=SECONDS,v1=HEX`, where HEX is the HMAC-SHA256 of SECONDS, a
+    dot and the body.
+    """
     def __init__(
         self,
         *,
@@ -336,10 +459,14 @@ class CreateTrainingJobRequest(_message.Message):
         token: _builtins.str = ...,
         method: Global___TrainingMethod.ValueType = ...,
         configuration_yaml: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        model_name: _builtins.str = ...,
+        webhook_url: _builtins.str = ...,
+        webhook_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "class_prompt", b"class_prompt", "configuration_yaml", b"configuration_yaml", "dataset_id", b"dataset_id", "idempotency_key", b"idempotency_key", "instance_prompt", b"instance_prompt", "method", b"method", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "class_prompt", b"class_prompt", "configuration_yaml", b"configuration_yaml", "dataset_id", b"dataset_id", "idempotency_key", b"idempotency_key", "instance_prompt", b"instance_prompt", "method", b"method", "model_name", b"model_name", "token", b"token", "validate_only", b"validate_only", "webhook_secret", b"webhook_secret", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,16 +603,20 @@ class WatchTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    WITH_SAMPLES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the job."""
+    with_samples: _builtins.bool
+    """Send sample pictures as well: those of the newest validation at first, then each new one."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        with_samples: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "with_samples", b"with_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,22 +629,62 @@ class WatchTrainingJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
         """The job as it is now."""
+
+    @_builtins.property
+    def sample(self) -> Global___TrainingSample:
+        """A sample picture that was not sent before; each comes in a message of its own."""
 
     def __init__(
         self,
         *,
         job: Global___TrainingJob | None = ...,
+        sample: Global___TrainingSample | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "sample", b"sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "sample", b"sample"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTrainingJobResponse: _TypeAlias = WatchTrainingJobResponse  # noqa: Y015
+
+@_typing.final
+class TrainingSample(_message.Message):
+    """A picture that the model draws while it is trained, always from the same prompt and noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    MIME_TYPE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps that were done."""
+    index: _builtins.int
+    """Which of the prompts of the validation it shows, from 0."""
+    image: _builtins.bytes
+    """A PNG file of at most 3 MiB."""
+    mime_type: _builtins.str
+    """Type of `image`."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        index: _builtins.int = ...,
+        image: _builtins.bytes = ...,
+        mime_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "index", b"index", "mime_type", b"mime_type", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingSample: _TypeAlias = TrainingSample  # noqa: Y015
 
 @_typing.final
 class CancelTrainingJobRequest(_message.Message):

@@ -139,8 +139,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrainingJob(self, request, context):
-        """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
-        (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+        """Removes a job that has ended, with checkpoints, samples, weights and the model that is served
+        from them. FAILED_PRECONDITION (JOB_NOT_ENDED) while it waits or runs: cancel it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,8 +61,8 @@ class TrainingServiceStub:
     checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
     """
     DeleteTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteTrainingJobRequest, _training_pb2.DeleteTrainingJobResponse]
-    """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
-    (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+    """Removes a job that has ended, with checkpoints, samples, weights and the model that is served
+    from them. FAILED_PRECONDITION (JOB_NOT_ENDED) while it waits or runs: cancel it first.
     """
 
 @_typing.type_check_only
@@ -98,8 +98,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     checkpoint is. FAILED_PRECONDITION (JOB_NOT_RESUMABLE) in any other state.
     """
     DeleteTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteTrainingJobRequest, _training_pb2.DeleteTrainingJobResponse]  # type: ignore[assignment]
-    """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
-    (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+    """Removes a job that has ended, with checkpoints, samples, weights and the model that is served
+    from them. FAILED_PRECONDITION (JOB_NOT_ENDED) while it waits or runs: cancel it first.
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -180,8 +180,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.DeleteTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.DeleteTrainingJobResponse, _abc.Awaitable[_training_pb2.DeleteTrainingJobResponse]]:
-        """Removes a job that has ended, with checkpoints, samples and weights. FAILED_PRECONDITION
-        (JOB_NOT_ENDED) while it waits or runs: cancel it first.
+        """Removes a job that has ended, with checkpoints, samples, weights and the model that is served
+        from them. FAILED_PRECONDITION (JOB_NOT_ENDED) while it waits or runs: cancel it first.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,132 @@
+"""One run while it goes on: what it says becomes the job's progress, what its owner wants reaches
+it.
+
+Made by the supervisor for each run. It reads the run's status file and takes reports that come by
+other ways; what the end of a run means is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from services.trainer.backends.backend import ActiveRun, RunEnd, RunWait
+from services.trainer.changes import JobChanges
+from services.trainer.job import JobProgress, TrainingJob
+from services.trainer.run.reporting import STATUS_FILE
+from services.trainer.store import JobStore
+
+_POLL_S = 0.5
+
+
+class FollowedRun:
+    """A run and the job that it belongs to."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        run: ActiveRun,
+        *,
+        store: JobStore,
+        changes: JobChanges,
+        stopping: asyncio.Event,
+        outlives_service: bool,
+        status_interval_s: float,
+    ) -> None:
+        self.job = job
+        self.output = Path(job.tree["output"])
+        self._run, self._store, self._changes = run, store, changes
+        self._stopping, self._outlives_service = stopping, outlives_service
+        self._status_interval_s = status_interval_s
+        self._status_due = 0.0
+        self._said = self._noted = job.progress
+
+    async def ended(self) -> RunEnd | None:
+        """Follow it to its end; None: the service stops and the run goes on."""
+        ending = asyncio.create_task(self._run.ended())
+        try:
+            goes_on = await self._follow_until(ending)
+        finally:
+            ending.cancel()  # without effect on what has ended
+            await asyncio.wait([ending])
+        if goes_on:
+            return None
+        await self._read()
+        await self._note(None)
+        return ending.result()
+
+    async def report(self, progress: JobProgress) -> None:
+        """Take in what the run says by another way than its file, which can wait then."""
+        self._said = progress
+        self._status_due = _now() + self._status_interval_s
+        await self._note(self._run.waiting)
+
+    async def _follow_until(self, ending: asyncio.Task[RunEnd]) -> bool:
+        """Follow it until the task is done; whether it goes on without the service instead."""
+        stopped = False
+        while not ending.done():
+            if self._stopping.is_set() and self._outlives_service:
+                return True
+            wants = self._stopping.is_set() or await self._store.cancel_requested(self.job.id)
+            if wants and not stopped:
+                stopped = True
+                await self._run.stop()
+            await self._look()
+            await asyncio.wait([ending], timeout=_POLL_S)
+        return False
+
+    async def _look(self) -> None:
+        if _now() >= self._status_due:
+            self._status_due = _now() + self._status_interval_s
+            await self._read()
+        await self._note(self._run.waiting)
+
+    async def _read(self) -> None:
+        status = await asyncio.to_thread(read_status, self.output)
+        if status:
+            self._said = progress_of(status)
+
+    async def _note(self, waiting: RunWait | None) -> None:
+        progress = replace(
+            self._said,
+            waiting_reason=waiting and waiting.reason,
+            waiting_message=waiting.message if waiting else "",
+        )
+        if progress != self._noted:
+            self._noted = progress
+            await self._store.progress(self.job.id, progress)
+            self._changes.notify(self.job.id)
+
+
+def read_status(output: Path) -> dict[str, Any]:
+    """What the run has written about itself; empty where it has not yet."""
+    try:
+        text = (output / STATUS_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    status: dict[str, Any] = json.loads(text)
+    return status
+
+
+def progress_of(status: Mapping[str, Any]) -> JobProgress:
+    """What a status file says, in the service's own words."""
+    losses = status.get("losses") or {}
+    return JobProgress(
+        step=status["step"],
+        step_count=status["step_count"],
+        class_picture_count=status["class_picture_count"],
+        instance_loss=losses.get("instance_loss"),
+        prior_loss=losses.get("prior_loss"),
+        learning_rate=losses.get("learning_rate", 0.0),
+        validation_loss=status["validation_loss"],
+        eta_s=status["eta_s"],
+        samples=tuple(status.get("samples", ())),
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
