@@ -39,6 +39,8 @@ from services.gateway.relayed_method import RelayedMethod
 from services.gateway.schema import migrate
 from services.gateway.settings import GatewaySettings
 from services.gateway.tiers import TierCatalog
+from services.gateway.trainer_link import TRAINING_SERVICE
+from services.gateway.training import Training, open_training
 from services.gateway.upscale_method import UpscaleMethod
 from services.runtime.server import GrpcServer, Service
 from services.storage.database import open_engine
@@ -55,6 +57,8 @@ class Gateway:
     server: GrpcServer
     port: int
     pool: BackendPool
+    training: Training | None
+    """None without a trainer."""
 
 
 @asynccontextmanager
@@ -120,6 +124,17 @@ async def _serving(
         RelayServicer(method, pool, admission=door, tiers=tiers, metrics=metrics)
         for method in methods
     ]
+    training = open_training(
+        settings.trainer,
+        engine,
+        options=options,
+        admission=door,
+        tiers=tiers,
+        prices=prices,
+        metrics=metrics,
+        settle_interval_s=settings.training_settle_interval_s,
+        on_change=changed.set,
+    )
     announcer = LimitAnnouncer(admission=door, tiers=tiers)
     account = AccountServicer(
         ledger, tiers, announcer=announcer, metrics=metrics, draining=draining
@@ -146,6 +161,7 @@ async def _serving(
             Service(name=MODEL_SERVICE, register=ModelServicer(pool, announcer=announcer).register),
             Service(name=ACCOUNT_SERVICE, register=account.register),
             Service(name=ADMIN_SERVICE, register=admin.register),
+            *([training.service] if training else []),
         ),
         draining=draining,
         credentials=settings.server_credentials(),
@@ -163,11 +179,13 @@ async def _serving(
     port = await server.start()
     async with asyncio.TaskGroup() as group:
         following = group.create_task(pool.run())
-        reporting = group.create_task(_report_health(server, pool, changed, methods))
+        reporting = group.create_task(_report_health(server, pool, changed, methods, training))
         looking = [group.create_task(each.run()) for each in (counter, uses, control)]
         looking.append(group.create_task(tiers.follow()))
+        if training:
+            looking.append(group.create_task(training.run()))
         try:
-            yield Gateway(server=server, port=port, pool=pool)
+            yield Gateway(server=server, port=port, pool=pool, training=training)
         finally:
             reporting.cancel()
             await server.drain()
@@ -199,6 +217,7 @@ async def _report_health(
     pool: BackendPool,
     changed: asyncio.Event,
     methods: Sequence[RelayedMethod],
+    training: Training | None,
 ) -> None:
     """Lets the health of the services follow the backends until cancelled."""
     server.set_serving(True, "")
@@ -209,4 +228,6 @@ async def _report_health(
         for method in methods:
             server.set_serving(pool.serves(method.tasks), method.service)
         server.set_serving(pool.serving, MODEL_SERVICE)
+        if training:
+            server.set_serving(training.serving, TRAINING_SERVICE)
         await changed.wait()

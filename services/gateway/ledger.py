@@ -62,26 +62,18 @@ class Ledger:
         """
         if millicredits < 0:
             raise ValueError(f"a charge is not negative: {millicredits}")
-        period = str(Period.containing(at))
         async with begin_write(self.engine) as connection:
-            await _hold_month(connection, account, period)
-            values = {
-                "account": account,
-                "request_id": request_id,
-                "item": item,
-                "period": period,
-                "millicredits": millicredits,
-                "service": service,
-                "model": model,
-                "at": at,
-            }
-            append = insert_into(connection, ledger_entries).values(values)
-            appended = append.on_conflict_do_nothing().returning(ledger_entries.c.id)
-            if (await connection.execute(appended)).first() is None:
-                return False
-            is_first = case((_has_other_item(account, request_id, item), 0), else_=1)
-            await _add(connection, account, period, requests=is_first, charged=millicredits)
-        return True
+            return await append(
+                connection,
+                account=account,
+                request_id=request_id,
+                item=item,
+                period=str(Period.containing(at)),
+                millicredits=millicredits,
+                service=service,
+                model=model,
+                at=at,
+            )
 
     async def grant(
         self,
@@ -154,6 +146,42 @@ class Ledger:
             if len(rows) < _PAGE_ROWS:
                 return
             last = rows[-1].account
+
+
+async def append(
+    connection: AsyncConnection,
+    *,
+    account: str,
+    request_id: str,
+    item: str,
+    period: str,
+    millicredits: int,
+    service: str,
+    model: str,
+    at: datetime,
+) -> bool:
+    """Appends an entry in the caller's transaction; False when it was there already.
+
+    A negative amount takes back what an earlier entry of the same request charged in that month.
+    """
+    await _hold_month(connection, account, period)
+    values = {
+        "account": account,
+        "request_id": request_id,
+        "item": item,
+        "period": period,
+        "millicredits": millicredits,
+        "service": service,
+        "model": model,
+        "at": at,
+    }
+    insert = insert_into(connection, ledger_entries).values(values)
+    appended = insert.on_conflict_do_nothing().returning(ledger_entries.c.id)
+    if (await connection.execute(appended)).first() is None:
+        return False
+    is_first = case((_has_other_item(account, request_id, item), 0), else_=1)
+    await _add(connection, account, period, requests=is_first, charged=millicredits)
+    return True
 
 
 async def _hold_month(connection: AsyncConnection, account: str, period: str) -> None:

@@ -50,6 +50,10 @@ class GatewaySettings(ServerTlsSettings):
     """Secret, as it may hold a password."""
     key_pepper: SecretStr = Field(min_length=MIN_PEPPER_LENGTH)
     backends: CommaSeparated[Backend] = Field(min_length=1)
+    trainer: Address | None = None
+    """Where the trainer is; absent: there is none, and no training service."""
+    training_settle_interval_s: float = Field(default=5.0, ge=0.1)
+    """How often the trainer is asked for jobs that have ended, to settle their credits."""
     backend_tls_ca: Path | None = None
     """PEM file of the authorities whose certificates backends must show; absent: plain text."""
     backend_tls_certificate: Path | None = None

@@ -1,4 +1,4 @@
-"""The gateway's tables: accounts, API keys, the ledger, grants and the audit log.
+"""The gateway's tables: accounts, API keys, the ledger, grants, training holds, the audit log.
 
 `metadata` describes what the migrations in `services.gateway.migrations` make; a test compares the
 two. Ledger entries, grants and audit entries are append-only: the database refuses to change them.
@@ -25,6 +25,8 @@ MAX_NAME_LENGTH = 100
 MAX_REQUEST_ID_LENGTH = 200
 MAX_ITEM_LENGTH = 64
 MAX_NOTE_LENGTH = 500
+MAX_HOLD_ID_LENGTH = 20
+MAX_JOB_ID_LENGTH = 24
 _MODEL_LENGTH = 200
 _PERIOD_LENGTH = 7
 
@@ -118,6 +120,21 @@ audit_entries = Table(
     Column("subject", String(MAX_NAME_LENGTH), nullable=False),
     Column("details", String(2000), nullable=False),
 )
+
+training_holds = Table(
+    "training_holds",
+    metadata,
+    Column("id", String(MAX_HOLD_ID_LENGTH), primary_key=True),
+    Column("account", ForeignKey("accounts.name"), nullable=False),
+    Column("job_id", String(MAX_JOB_ID_LENGTH), nullable=False),
+    Column("model", String(_MODEL_LENGTH), nullable=False),
+    Column("step_millicredits", BigInteger, nullable=False),
+    Column("first_step", Integer, nullable=False),
+    Column("step_count", Integer, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime, index=True),
+)
+"""What attempts of training jobs reserve, see `services.gateway.training_holds`."""
 
 changes = Table(
     "changes",

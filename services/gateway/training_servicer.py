@@ -1,0 +1,244 @@
+"""TrainingService at the door: who asks, may they, what will it cost; the rest is the trainer's.
+
+Requests and answers pass as the bytes they are. Creating and resuming a job reserves credits for
+all of its steps; uploads count as requests; looking, cancelling and deleting cost nothing, and are
+neither counted nor slowed down.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from limner.v1 import training_pb2 as pb
+from services.gateway.admission import Admission, AdmissionRequest, admitted
+from services.gateway.admission.headers import ESTIMATE_KEY, credits_text
+from services.gateway.authentication import Caller, current_caller
+from services.gateway.pricing import PriceTable
+from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
+from services.gateway.trainer_link import TRAINING_SERVICE, MetadataPairs, TrainerLink
+from services.gateway.training_credits import Reservation, TrainingCredits
+from services.gateway.training_holds import SERVICE, Hold, new_hold
+from services.runtime.context import (
+    RESERVATION_KEY,
+    current_request,
+    outgoing_metadata,
+    response_metadata,
+)
+from services.runtime.errors import (
+    DeadlineExceededError,
+    FieldViolation,
+    InvalidRequestError,
+    PermissionDeniedError,
+    StateError,
+    UnavailableError,
+)
+
+_Context: TypeAlias = object
+_M = TypeVar("_M", bound=Message)
+
+_RESUMABLE = frozenset({pb.TrainingJob.STATE_FAILED, pb.TrainingJob.STATE_CANCELLED})
+
+
+class TrainingServicer:
+    """Serves TrainingService from the trainer behind `link`."""
+
+    def __init__(
+        self,
+        link: TrainerLink,
+        credits: TrainingCredits,
+        *,
+        admission: Admission,
+        tiers: TierCatalog,
+        prices: PriceTable,
+    ) -> None:
+        self._link, self._credits, self._admission = link, credits, admission
+        self._tiers, self._prices = tiers, prices
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to `server`, with bytes in and bytes out."""
+        unary = grpc.unary_unary_rpc_method_handler
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "UploadDataset": grpc.stream_unary_rpc_method_handler(self.upload),
+            "CreateTrainingJob": unary(self.create),
+            "GetTrainingJob": unary(self.get),
+            "ListTrainingJobs": unary(self.list),
+            "WatchTrainingJob": grpc.unary_stream_rpc_method_handler(self.watch),
+            "CancelTrainingJob": unary(self.cancel),
+            "ResumeTrainingJob": unary(self.resume),
+            "DeleteTrainingJob": unary(self.delete),
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(TRAINING_SERVICE, handlers),)
+        )
+
+    async def upload(self, payloads: AsyncIterator[bytes], _context: _Context) -> bytes:
+        """Relays pictures one piece at a time; an upload counts as a request."""
+        caller, tier = self._caller()
+        question = self._free_question(caller, tier)
+        async with admitted(self._admission, question) as running:
+            response_metadata().initial.extend(running.lease.opening_metadata())
+            return await self._link.upload(
+                "UploadDataset", payloads, metadata=_metadata(), timeout_s=_remaining_s()
+            )
+
+    async def create(self, payload: bytes, _context: _Context) -> bytes:
+        """Checks with the trainer, reserves the price of all steps, and has the job created."""
+        caller, tier = self._caller()
+        asked = _parse(pb.CreateTrainingJobRequest, payload)
+        planned = await self._planned(asked, tier)
+        hold = self._hold(caller, planned)
+        if asked.validate_only or planned.id:
+            estimate = 0 if planned.id else hold.millicredits
+            response_metadata().initial.append((ESTIMATE_KEY, credits_text(estimate)))
+            return pb.CreateTrainingJobResponse(job=planned).SerializeToString()
+        request = current_request()
+        async with self._credits.reserved(hold, request, tier) as reservation:
+            answer = await self._reserving("CreateTrainingJob", payload, reservation)
+            job = pb.CreateTrainingJobResponse.FromString(answer).job
+            reservation.taken = job.reservation == hold.id
+        return answer
+
+    async def get(self, payload: bytes, _context: _Context) -> bytes:
+        """Relays; an ended job is settled first."""
+        self._caller()
+        answer = await self._call("GetTrainingJob", payload)
+        await self._credits.heed([pb.GetTrainingJobResponse.FromString(answer).job])
+        return answer
+
+    async def list(self, payload: bytes, _context: _Context) -> bytes:
+        """Relays; ended jobs are settled first."""
+        self._caller()
+        answer = await self._call("ListTrainingJobs", payload)
+        await self._credits.heed(pb.ListTrainingJobsResponse.FromString(answer).jobs)
+        return answer
+
+    async def watch(self, payload: bytes, _context: _Context) -> AsyncIterator[bytes]:
+        """Relays; a job is settled before its end is told."""
+        self._caller()
+        messages = self._link.stream(
+            "WatchTrainingJob", payload, metadata=_metadata(), timeout_s=_remaining_s()
+        )
+        async with aclosing(messages):
+            async for message in messages:
+                await self._credits.heed([pb.WatchTrainingJobResponse.FromString(message).job])
+                yield message
+
+    async def cancel(self, payload: bytes, _context: _Context) -> bytes:
+        """Relays; a job that had not begun is settled at once."""
+        self._caller()
+        answer = await self._call("CancelTrainingJob", payload)
+        await self._credits.heed([pb.CancelTrainingJobResponse.FromString(answer).job])
+        return answer
+
+    async def resume(self, payload: bytes, _context: _Context) -> bytes:
+        """Reserves the price of the steps that are left, and has the job go on."""
+        caller, tier = self._caller()
+        asked = _parse(pb.ResumeTrainingJobRequest, payload)
+        job = await self._job(asked.id)
+        if job.state not in _RESUMABLE:
+            return await self._call("ResumeTrainingJob", payload)  # the trainer says what is wrong
+        await self._credits.settle(job)
+        hold = self._hold(caller, job)
+        request = current_request()
+        async with self._credits.reserved(hold, request, tier) as reservation:
+            answer = await self._reserving("ResumeTrainingJob", payload, reservation)
+            resumed = pb.ResumeTrainingJobResponse.FromString(answer).job
+            reservation.taken = resumed.reservation == hold.id
+        return answer
+
+    async def delete(self, payload: bytes, _context: _Context) -> bytes:
+        """Settles, for afterwards nobody knows how far the job came, and relays."""
+        self._caller()
+        asked = _parse(pb.DeleteTrainingJobRequest, payload)
+        await self._credits.settle(await self._job(asked.id))
+        return await self._call("DeleteTrainingJob", payload)
+
+    def _caller(self) -> tuple[Caller, Tier]:
+        caller = current_caller()
+        caller.require("train")
+        if not self._link.serving:
+            raise UnavailableError("the trainer does not answer now", reason="NO_BACKEND")
+        try:
+            return caller, self._tiers.get(caller.tier_name)
+        except UnknownTierError as error:
+            raise StateError(
+                f"the account's tier {error.name!r} does not exist any more", reason="TIER_UNKNOWN"
+            ) from error
+
+    async def _planned(self, asked: pb.CreateTrainingJobRequest, tier: Tier) -> pb.TrainingJob:
+        """The job as the trainer would create it, or has it; refuses what the tier excludes."""
+        plan = pb.CreateTrainingJobRequest()
+        plan.CopyFrom(asked)
+        plan.validate_only = True
+        answer = await self._call("CreateTrainingJob", plan.SerializeToString())
+        if not (tier.allows_model(asked.base_model) or tier.shadow):
+            message = f"the tier {tier.name!r} does not include the model {asked.base_model!r}"
+            raise PermissionDeniedError(message, reason="MODEL_NOT_ALLOWED")
+        return pb.CreateTrainingJobResponse.FromString(answer).job
+
+    def _hold(self, caller: Caller, job: pb.TrainingJob) -> Hold:
+        return new_hold(
+            account=caller.account,
+            model=job.base_model,
+            step_millicredits=self._prices.price_training(model=job.base_model, step_count=1),
+            step_count=job.step_count,
+            job_id=job.id,
+            first_step=job.step,
+        )
+
+    async def _reserving(self, name: str, payload: bytes, reservation: Reservation) -> bytes:
+        response_metadata().initial.extend(reservation.running.lease.opening_metadata())
+        metadata = (*_metadata(), (RESERVATION_KEY, reservation.hold.id))
+        return await self._link.call(name, payload, metadata=metadata, timeout_s=_remaining_s())
+
+    async def _job(self, job_id: str) -> pb.TrainingJob:
+        payload = pb.GetTrainingJobRequest(id=job_id).SerializeToString()
+        return pb.GetTrainingJobResponse.FromString(await self._call("GetTrainingJob", payload)).job
+
+    async def _call(self, name: str, payload: bytes) -> bytes:
+        return await self._link.call(name, payload, metadata=_metadata(), timeout_s=_remaining_s())
+
+    def _free_question(self, caller: Caller, tier: Tier) -> AdmissionRequest:
+        request = current_request()
+        return AdmissionRequest(
+            request_id=request.request_id,
+            charge_id=f"{request.request_id}:{secrets.token_hex(16)}",
+            account=caller.account,
+            tier=tier,
+            service=SERVICE,
+            model="",
+            artifact_millicredits=0,
+            artifact_count=0,
+        )
+
+
+def _metadata() -> MetadataPairs:
+    return tuple(outgoing_metadata(current_request()))
+
+
+def _remaining_s() -> float | None:
+    deadline = current_request().deadline
+    if deadline is None:
+        return None
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise DeadlineExceededError
+    return remaining_s
+
+
+def _parse(kind: type[_M], payload: bytes) -> _M:
+    try:
+        return kind.FromString(payload)
+    except DecodeError:
+        violation = FieldViolation(
+            field="", reason="MALFORMED", description=f"is not a {kind.DESCRIPTOR.name}"
+        )
+        raise InvalidRequestError([violation]) from None
