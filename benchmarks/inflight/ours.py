@@ -66,6 +66,8 @@ class SequentialGraph(Queued):
 class Limner:
     """The diffusion service as a process of its own, called through gRPC."""
 
+    precision = "auto"
+
     def __init__(self, model: str, thread_count: int) -> None:
         self.model = model
         self.thread_count = thread_count
@@ -78,6 +80,7 @@ class Limner:
         environment = {
             **spec.environment,
             "LIMNER_DIFFUSION_THREADS": str(self.thread_count),
+            "LIMNER_DIFFUSION_PRECISION": self.precision,
             "LIMNER_DIFFUSION_MAX_QUEUED_REQUESTS": "10000",
         }
         self._process = await start_process(
@@ -119,3 +122,9 @@ class Limner:
         await self._channel.close()
         await self._process.stop()
         self._folder.cleanup()
+
+
+class LimnerEightBit(Limner):
+    """The same with 8-bit convolutions, which change pictures by a level or two of 255."""
+
+    precision = "int8"

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from benchmarks.inflight.drive import System, cancel_to_free, closed_loop, open_loop
-from benchmarks.inflight.ours import Limner, SequentialGraph
+from benchmarks.inflight.ours import Limner, LimnerEightBit, SequentialGraph
 from benchmarks.inflight.peers import DiffusersDynamicBatching, DiffusersFifo
 from benchmarks.inflight.workload import STEP_MIX, Job, poisson, summary, uniform
 
@@ -21,6 +21,7 @@ SYSTEMS: dict[str, type[Limner | SequentialGraph | DiffusersFifo]] = {
     "diffusers_batching": DiffusersDynamicBatching,
     "graph_fifo": SequentialGraph,
     "limner": Limner,
+    "limner_int8": LimnerEightBit,
 }
 CLOSED_STEP_COUNT = 20
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from services.diffusion.schedule import NoiseSchedule
-from services.graphs.graph import DeviceName, RuntimeName
+from services.graphs.graph import DeviceName, PrecisionName, RuntimeName
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -40,6 +40,8 @@ class ModelSpec:
     """Threads that compute on a CPU; None: one for every core that this process may use."""
     cache_dir: Path = Path(".cache/limner")
     """Where exported graphs are kept."""
+    precision: PrecisionName = "auto"
+    """`int8`: convolutions of denoiser and decoder in 8 bits, on a CPU alone."""
     compiled: bool = False
     """On CUDA, run through `torch.compile`: faster, but every new batch size costs seconds once."""
 

@@ -6,13 +6,18 @@ into a `Graph` on a runtime. Nothing here knows what a denoiser or an upscaler i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from services.graphs.shapes import ShapeRange
+
 Precision = Literal["float32", "bfloat16", "float16"]
-RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
+PrecisionName = Literal["auto", "int8"]
+"""What an operator may ask for: the processor's own precision, or convolutions in 8 bits."""
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Shape = tuple[int, ...]
 
@@ -40,6 +45,16 @@ class GraphStoreError(GraphError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Calibration:
+    """What a component is run on to learn the range of its activations, for 8 bits."""
+
+    recipe: str
+    """Names how the inputs come about, with a version: another recipe makes another graph."""
+    inputs: Callable[[], Iterable[tuple[Tensor, ...]]]
+    """Inputs as in use, in the order of `GraphSource.input_names`; called once, if at all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GraphSource:
     """A component in torch, with what an exporter must know of it.
 
@@ -64,6 +79,12 @@ class GraphSource:
     A runtime may compile a small component for just these sizes, beside one for any size. Absent:
     calls differ, or it would not be faster.
     """
+    calibration: Calibration | None = None
+    """For 8 bits, where the operator asks for them; absent: it never computes in 8 bits."""
+
+    shape_ranges: tuple[ShapeRange, ...] | None = None
+    """For every input, the sizes that it may have, for runtimes that compile for some; absent: it
+    cannot run on those."""
 
     def __post_init__(self) -> None:
         if not len(self.input_names) == len(self.example_inputs) == len(self.dynamic_axes):

@@ -26,6 +26,8 @@ from services.graphs.graph import (
 from services.graphs.onnxruntime_graph import OnnxRuntimeGraph
 from services.graphs.openvino_graph import OpenVinoGraph, native_precision
 from services.graphs.store import GraphStore
+from services.graphs.tensorrt.graph import TensorRtGraph
+from services.graphs.tensorrt.store import EngineStore
 from services.graphs.torch_graph import TorchGraph
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class GraphOptions:
     store: GraphStore
     compiled: bool = False
     """Run torch graphs on CUDA through `torch.compile`."""
+    eight_bit: bool = False
+    """Run components that have a calibration with 8-bit convolutions; needs OpenVINO."""
 
 
 def resolve_device(device: DeviceName, runtime: RuntimeName) -> str:
@@ -73,8 +77,13 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
     """Make `source` ready to run; minutes at worst, for a first export of a full-size denoiser.
 
     Raises `GraphError`. With runtime `auto`, what stands in the way of OpenVINO is logged as a
-    warning instead, and torch takes over.
+    warning instead, and torch takes over; not where 8 bits were asked for.
     """
+    if options.eight_bit:
+        return _eight_bit(source, options)
+    if options.runtime == "tensorrt":
+        engines = EngineStore(options.store.root / "engines", graphs=options.store)
+        return TensorRtGraph(source, engines)
     if options.device == "cuda":
         return TorchGraph(
             source,
@@ -93,12 +102,19 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
             return _openvino_or_torch(source, options)
 
 
+def _eight_bit(source: GraphSource, options: GraphOptions) -> Graph:
+    if options.device != "cpu" or options.runtime not in ("auto", "openvino"):
+        raise GraphError("8 bits are for runtime openvino on a CPU")
+    return _openvino(source, options)
+
+
 def _openvino(source: GraphSource, options: GraphOptions) -> Graph:
-    precision = _fastest(source, native_precision())
-    path = options.store.path(source)
+    quantized = options.eight_bit and source.calibration is not None
+    path = options.store.quantized_path(source) if quantized else options.store.path(source)
     return OpenVinoGraph(
         path,
-        precision=precision,
+        precision=_fastest(source, native_precision()),
+        quantized=quantized,
         thread_count=options.thread_count,
         row_shapes=source.row_shapes if is_worth_copies(path) else None,
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from services.graphs.export import export, exporter_versions
 from services.graphs.graph import GraphSource, GraphStoreError
+from services.graphs.quantization import quantize, quantizer_identity
 
 _FILE = "model.onnx"
 _MANIFEST = "manifest.json"
@@ -37,35 +38,53 @@ class GraphStore:
         self._root = root
         self._export = exporter
 
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._root
+
     def path(self, source: GraphSource) -> Path:
-        """ONNX file of `source`, exported first if it is missing or damaged.
+        """ONNX file of `source` in float32, exported first if it is missing or damaged.
 
         Raises `ExportError`, and `GraphStoreError` where the folder cannot be written.
         """
-        folder = self._root / f"{source.name}-{graph_key(source)}"
+        return self._find(source.name, graph_key(source), lambda path: self._export(source, path))
+
+    def quantized_path(self, source: GraphSource) -> Path:
+        """ONNX file of `source` with 8-bit convolutions; as `path`, and slower to make.
+
+        `source.calibration` must be there. Raises also `RuntimeMissingError`.
+        """
+        exported = self.path(source)
+        return self._find(
+            source.name, quantized_key(source), lambda path: quantize(source, exported, path)
+        )
+
+    def _find(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
+        folder = self._root / f"{name}-{key}"
         if _is_intact(folder):
             return folder / _FILE
         if folder.exists():
             logger.warning("exported graph is damaged and will be made again: %s", folder)
         try:
-            self._make(source, folder)
+            self._make(name, folder, write)
         except OSError as error:
             raise GraphStoreError(
                 f"cannot keep exported graphs in {self._root}: {error.strerror or error}"
             ) from error
         return folder / _FILE
 
-    def _make(self, source: GraphSource, folder: Path) -> None:
+    def _make(self, name: str, folder: Path, write: Callable[[Path], None]) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=self._root))
         try:
-            logger.info("exporting %s, once for this model: up to a minute", source.name)
+            logger.info("exporting %s, once for this model: up to a minute", name)
             started = time.monotonic()
-            self._export(source, partial / _FILE)
+            write(partial / _FILE)
             _write_manifest(partial)
             _install(partial, folder)
-            logger.info("exported %s in %.1f s", source.name, time.monotonic() - started)
+            logger.info("exported %s in %.1f s", name, time.monotonic() - started)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -78,7 +97,18 @@ class GraphStore:
 
 def graph_key(source: GraphSource) -> str:
     """Digest of what decides the exported file, 24 hexadecimal digits."""
-    parts = {
+    return _key(_float_parts(source))
+
+
+def quantized_key(source: GraphSource) -> str:
+    """The same for its twin in 8 bits."""
+    assert source.calibration is not None, f"{source.name} has no calibration"
+    parts = {**_float_parts(source), "precision": "int8"}
+    return _key({**parts, "quantizer": quantizer_identity(source.calibration)})
+
+
+def _float_parts(source: GraphSource) -> dict[str, object]:
+    return {
         "name": source.name,
         "revision": source.revision,
         "precision": "float32",
@@ -90,6 +120,9 @@ def graph_key(source: GraphSource) -> str:
         ],
         "exporter": exporter_versions(),
     }
+
+
+def _key(parts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

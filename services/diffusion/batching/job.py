@@ -21,7 +21,7 @@ from services.runtime.fair_share import priority_weight
 GroupKey: TypeAlias = tuple[str, tuple[int, int, int]]
 """Model name and latent shape (C, h, w): what rows must share to be in one model call."""
 
-_PROGRESS_INTERVAL_S = 0.05
+_PROGRESS_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from services.diffusion.families.errors import ModelLoadError
 from services.diffusion.families.loading import load_model
 from services.diffusion.model import LoadedModel, ModelSpec
+from services.graphs.graph import PrecisionName
 from services.graphs.openvino_graph import native_precision
 from services.graphs.threads import settle_torch_threads
 from tests.diffusion.tiny import shared_cache
@@ -18,17 +20,27 @@ from tests.diffusion.tiny import shared_cache
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture(scope="module")
-def model(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def load(folder: Path, cache_dir: Path, precision: PrecisionName) -> LoadedModel:
     return load_model(
         ModelSpec(
             name="tiny",
-            path_or_hub_id=str(emoji_folder),
+            path_or_hub_id=str(folder),
             device="cpu",
             thread_count=2,
-            cache_dir=shared_cache(tmp_path_factory.getbasetemp()),
+            precision=precision,
+            cache_dir=cache_dir,
         )
     )
+
+
+@pytest.fixture(scope="module")
+def model(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(emoji_folder, shared_cache(tmp_path_factory.getbasetemp()), "auto")
+
+
+@pytest.fixture(scope="module")
+def eight_bit_model(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(emoji_folder, shared_cache(tmp_path_factory.getbasetemp()), "int8")
 
 
 def draw(model: LoadedModel, seeds: list[int]) -> np.ndarray:
@@ -51,14 +63,46 @@ def test_auto_means_openvino_on_a_cpu(model: LoadedModel) -> None:
     }
 
 
+@pytest.mark.parametrize("fixture", ["model", "eight_bit_model"])
 @pytest.mark.parametrize("seeds", [[3, 4], [5, 4, 3], [1, 2, 3, 4, 5, 6, 7]])
 def test_a_picture_is_bit_for_bit_the_same_alone_and_in_a_batch(
-    model: LoadedModel, seeds: list[int]
+    request: pytest.FixtureRequest, fixture: str, seeds: list[int]
 ) -> None:
+    model: LoadedModel = request.getfixturevalue(fixture)
     together = draw(model, seeds)
 
     for position, seed in enumerate(seeds):
         assert np.array_equal(together[position], draw(model, [seed])[0])
+
+
+def test_eight_bits_are_for_denoiser_and_decoder_and_nearly_the_same(
+    model: LoadedModel, eight_bit_model: LoadedModel
+) -> None:
+    assert eight_bit_model.runtimes == {
+        "denoiser": "openvino-int8",
+        "decoder": "openvino-int8",
+        "text_encoder": "openvino-float32",
+    }
+    exact = draw(model, [1, 2, 3]).astype(int)
+    difference = np.abs(draw(eight_bit_model, [1, 2, 3]) - exact)
+    # The weights are random, the range of the pictures is not: a few levels of 255.
+    assert 0 < difference.mean() < 4
+
+
+def test_eight_bits_are_refused_where_openvino_does_not_compute(
+    emoji_folder: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec(
+        name="tiny",
+        path_or_hub_id=str(emoji_folder),
+        runtime="torch",
+        device="cpu",
+        precision="int8",
+        cache_dir=tmp_path,
+    )
+
+    with pytest.raises(ModelLoadError, match="8 bits are for runtime openvino"):
+        load_model(spec)
 
 
 def test_embeddings_are_those_of_torch(model: LoadedModel, emoji_model: LoadedModel) -> None:

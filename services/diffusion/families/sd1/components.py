@@ -81,7 +81,8 @@ class Decoder(nn.Module):
         pictures = self.vae.decode(latents_BChw / self.scaling_factor, return_dict=False)[0]  # type: ignore[operator]
         # Range and rounding are those of diffusers' VaeImageProcessor.
         pixels = ((pictures * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round()
-        return cast(Tensor, pixels.to(torch.uint8).permute(0, 2, 3, 1))
+        # The cast comes last: TensorRT knows 8 bits as an output alone.
+        return cast(Tensor, pixels.permute(0, 2, 3, 1).to(torch.uint8))
 
 
 class TextEncoder(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from services.diffusion.conditioning import PromptTokenizer, TextConditioner
 from services.diffusion.families.card import ModelCard, read_card, vocabulary_of
+from services.diffusion.families.sd1.calibration import RECIPE, CalibrationRuns
 from services.diffusion.families.sd1.components import (
     Components,
     encode_pictures,
@@ -43,7 +44,7 @@ from services.diffusion.model import (
 from services.diffusion.previews import LatentPreview, fit
 from services.diffusion.schedule import NoiseSchedule
 from services.diffusion.vocabulary import WordList, describe
-from services.graphs.graph import Graph
+from services.graphs.graph import Calibration, Graph
 from services.graphs.selection import (
     GraphOptions,
     available_core_count,
@@ -180,7 +181,12 @@ def load(spec: ModelSpec, folder: Path) -> StableDiffusion1:
         card=card,
         offer=offer,
         device=device,
-        graphs=_open_graphs(parts, layout, _graph_options(spec, device)),
+        graphs=_open_graphs(
+            parts,
+            layout,
+            CalibrationRuns(parts, layout, card, offer.defaults),
+            _graph_options(spec, device),
+        ),
         tokenizer=PromptTokenizer(parts.tokenizer, window=layout.token_window),
         latent_preview=latent_preview.to(device),
     )
@@ -193,6 +199,7 @@ def _graph_options(spec: ModelSpec, device: str) -> GraphOptions:
         thread_count=spec.thread_count or available_core_count(),
         store=GraphStore(spec.cache_dir / "graphs"),
         compiled=spec.compiled,
+        eight_bit=spec.precision == "int8",
     )
 
 
@@ -203,9 +210,17 @@ def _fit_preview(parts: Components, layout: Layout) -> LatentPreview:
     return fit(encode, side=_PREVIEW_SIDE * layout.vae_scale)
 
 
-def _open_graphs(parts: Components, layout: Layout, options: GraphOptions) -> _Graphs:
+def _open_graphs(
+    parts: Components, layout: Layout, runs: CalibrationRuns, options: GraphOptions
+) -> _Graphs:
+    denoiser = denoiser_source(
+        layout, parts.unet, Calibration(recipe=RECIPE, inputs=runs.denoiser_inputs)
+    )
+    decoder = decoder_source(
+        layout, parts.vae, Calibration(recipe=RECIPE, inputs=runs.decoder_inputs)
+    )
     return _Graphs(
-        denoiser=open_graph(denoiser_source(layout, parts.unet), options),
-        decoder=open_graph(decoder_source(layout, parts.vae), options),
+        denoiser=open_graph(denoiser, options),
+        decoder=open_graph(decoder, options),
         text_encoder=open_graph(text_encoder_source(layout, parts.text_encoder), options),
     )

@@ -10,10 +10,16 @@ from torch import Tensor, nn
 
 from services.diffusion.families.sd1.components import Decoder, Denoiser, TextEncoder
 from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout
-from services.graphs.graph import GraphSource
+from services.graphs.graph import Calibration, GraphSource
+from services.graphs.shapes import ShapeRange
+
+_USUAL_ROWS, _MOST_ROWS = 8, 32
+"""Rows of a call that an engine is made fastest for, and the most that it takes at once."""
 
 
-def denoiser_source(layout: Layout, unet: nn.Module) -> GraphSource:
+def denoiser_source(
+    layout: Layout, unet: nn.Module, calibration: Calibration | None = None
+) -> GraphSource:
     """Latents (B, C, h, w), timesteps (B,) and context (B, L, D) to raw output (B, C, h, w)."""
     native_side = layout.native_side // layout.vae_scale
     return GraphSource(
@@ -33,10 +39,18 @@ def denoiser_source(layout: Layout, unet: nn.Module) -> GraphSource:
             (),
             (layout.token_window, layout.text_width),
         ),
+        calibration=calibration,
+        shape_ranges=(
+            _latents_range(layout),
+            _rows_range(),
+            _rows_range(layout.token_window, layout.text_width),
+        ),
     )
 
 
-def decoder_source(layout: Layout, vae: nn.Module) -> GraphSource:
+def decoder_source(
+    layout: Layout, vae: nn.Module, calibration: Calibration | None = None
+) -> GraphSource:
     """Latents (B, C, h, w) to uint8 pictures (B, H, W, 3)."""
     return GraphSource(
         name="decoder",
@@ -47,6 +61,8 @@ def decoder_source(layout: Layout, vae: nn.Module) -> GraphSource:
         dynamic_axes=(frozenset({0, 2, 3}),),
         # At most two levels of 255 off, and twice as fast; float16 can overflow in a decoder.
         precisions=frozenset({"float32", "bfloat16"}),
+        calibration=calibration,
+        shape_ranges=(_latents_range(layout),),
     )
 
 
@@ -59,7 +75,27 @@ def text_encoder_source(layout: Layout, text_encoder: nn.Module) -> GraphSource:
         input_names=("ids",),
         example_inputs=(torch.zeros((1, layout.token_window), dtype=torch.int64),),
         dynamic_axes=(frozenset(),),
+        shape_ranges=(_fixed_range(1, layout.token_window),),
     )
+
+
+def _latents_range(layout: Layout) -> ShapeRange:
+    """From the smallest picture alone to many of the largest, see `offer`."""
+    native = layout.native_side // layout.vae_scale
+    least = min(native, layout.side_multiple // layout.vae_scale)
+    return ShapeRange(
+        smallest=(1, LATENT_CHANNEL_COUNT, least, least),
+        usual=(_USUAL_ROWS, LATENT_CHANNEL_COUNT, native, native),
+        largest=(_MOST_ROWS, LATENT_CHANNEL_COUNT, 2 * native, 2 * native),
+    )
+
+
+def _rows_range(*row: int) -> ShapeRange:
+    return ShapeRange(smallest=(1, *row), usual=(_USUAL_ROWS, *row), largest=(_MOST_ROWS, *row))
+
+
+def _fixed_range(*shape: int) -> ShapeRange:
+    return ShapeRange(smallest=shape, usual=shape, largest=shape)
 
 
 def _example_latents(layout: Layout) -> Tensor:
