@@ -14,6 +14,7 @@ from services.client.accounts import AuditEntry, Key, ManagedAccount, NewKey, Ti
 from services.client.admin import Admin
 from services.client.async_client import AsyncClient
 from services.client.async_stream import AsyncGenerationStream, AsyncUpscaleStream
+from services.client.async_trainings import AsyncTrainings
 from services.client.catalog import (
     Account,
     ImageDefaults,
@@ -54,6 +55,16 @@ from services.client.events import (
 from services.client.request import GenerateOptions
 from services.client.retry import RetryPolicy
 from services.client.stream import GenerationStream, UpscaleStream
+from services.client.training_jobs import (
+    Dataset,
+    TrainingEvent,
+    TrainingJob,
+    TrainingProgress,
+    TrainingSample,
+    TrainingWarning,
+    TrainOptions,
+)
+from services.client.trainings import Trainings
 from services.client.upscale_events import (
     TileProgress,
     UpscaleAccepted,
@@ -71,10 +82,12 @@ __all__ = [
     "Admin",
     "AsyncClient",
     "AsyncGenerationStream",
+    "AsyncTrainings",
     "AsyncUpscaleStream",
     "AuditEntry",
     "Cancelled",
     "Client",
+    "Dataset",
     "DeadlineExceeded",
     "Event",
     "GenerateOptions",
@@ -103,6 +116,13 @@ __all__ = [
     "ServerError",
     "Tier",
     "TileProgress",
+    "TrainOptions",
+    "TrainingEvent",
+    "TrainingJob",
+    "TrainingProgress",
+    "TrainingSample",
+    "TrainingWarning",
+    "Trainings",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

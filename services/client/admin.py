@@ -36,7 +36,7 @@ _Response = TypeVar("_Response", covariant=True)
 _PAGE_SIZE = 500
 
 
-class _Call(Protocol):
+class Call(Protocol):
     """Makes a call, with the client's key and deadline."""
 
     def __call__(
@@ -46,13 +46,15 @@ class _Call(Protocol):
         timeout_s: float | None = None,
         *,
         repeatable: bool = True,
-    ) -> _Response: ...
+    ) -> _Response:
+        """Make the call; again while that is safe, never when it is not `repeatable`."""
+        ...
 
 
 class Admin:
     """Accounts, keys, tiers and the audit log of a gateway."""
 
-    def __init__(self, channel: grpc.Channel, call: _Call) -> None:
+    def __init__(self, channel: grpc.Channel, call: Call) -> None:
         self._stub = admin_pb2_grpc.AdminServiceStub(channel)
         self._call = call
 

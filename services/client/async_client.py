@@ -26,6 +26,7 @@ from limner.v1 import (
 )
 from services.client.accounts import Usage, read_usage, watch_request
 from services.client.async_stream import AsyncGenerationStream, AsyncUpscaleStream
+from services.client.async_trainings import AsyncTrainings
 from services.client.catalog import Account, Model, read_account, read_models
 from services.client.endpoint import resolve_endpoint
 from services.client.errors import decode_error
@@ -179,6 +180,16 @@ class AsyncClient:
         finally:
             call.cancel()
 
+    @property
+    def trainings(self) -> AsyncTrainings:
+        """Datasets and training jobs of the account."""
+        return AsyncTrainings(
+            self._channel,
+            self._call,
+            metadata=self._endpoint.metadata,
+            attempts=lambda: self._attempts(None),
+        )
+
     async def close(self) -> None:
         """Close the connection and cancel what still runs on it."""
         await self._channel.close()
@@ -195,8 +206,11 @@ class AsyncClient:
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
         request: _Request,
-        timeout_s: float | None,
+        timeout_s: float | None = None,
+        *,
+        repeatable: bool = True,
     ) -> _Response:
+        """Make a call, and make it again while that is safe; never when it is not `repeatable`."""
         attempts = self._attempts(timeout_s)
         while True:
             try:
@@ -204,7 +218,7 @@ class AsyncClient:
                     request, timeout=attempts.remaining_s(), metadata=self._endpoint.metadata
                 )
             except grpc.aio.AioRpcError as failure:
-                delay_s = attempts.delay_s(decode_error(failure), answered=False)
+                delay_s = attempts.delay_s(decode_error(failure), answered=not repeatable)
                 await asyncio.sleep(delay_s)
 
     def _attempts(self, timeout_s: float | None) -> Attempts:

@@ -32,6 +32,7 @@ from services.client.events import GenerationResult, Progress
 from services.client.request import GenerateOptions, build_request
 from services.client.retry import Attempts, RetryPolicy
 from services.client.stream import GenerationStream, UpscaleStream
+from services.client.trainings import Trainings
 from services.client.upscale_events import TileProgress, UpscaleResult
 from services.client.upscale_request import (
     UpscaleCollector,
@@ -197,6 +198,16 @@ class Client:
     def admin(self) -> Admin:
         """Accounts, keys and tiers of a gateway; needs a key with the scope `admin`."""
         return Admin(self._channel, self._call)
+
+    @property
+    def trainings(self) -> Trainings:
+        """Datasets and training jobs of the account."""
+        return Trainings(
+            self._channel,
+            self._call,
+            metadata=self._metadata,
+            attempts=lambda: self._attempts(None),
+        )
 
     def close(self) -> None:
         """Close the connection and cancel what still runs on it."""

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from limner.v1 import account_pb2, admin_pb2, artifact_pb2, generation_pb2, model_pb2
+from limner.v1 import (
+    account_pb2,
+    admin_pb2,
+    artifact_pb2,
+    generation_pb2,
+    model_pb2,
+    training_pb2,
+)
 
 
 class EnumNames:
@@ -47,4 +54,7 @@ IMAGE_FORMATS = EnumNames(artifact_pb2.ImageFormat.DESCRIPTOR, what="output form
 PICTURE_KINDS = EnumNames(model_pb2.PictureKind.DESCRIPTOR, what="kind of picture")
 TASKS = EnumNames(model_pb2.Task.DESCRIPTOR, what="task")
 SCOPES = EnumNames(account_pb2.Scope.DESCRIPTOR, what="scope")
+TRAINING_STATES = EnumNames(training_pb2.TrainingJob.State.DESCRIPTOR, what="state of a job")
+TRAINING_METHODS = EnumNames(training_pb2.TrainingMethod.DESCRIPTOR, what="method")
+TRAINING_FAILURES = EnumNames(training_pb2.TrainingFailureReason.DESCRIPTOR, what="failure")
 KEY_STATES = EnumNames(admin_pb2.Key.State.DESCRIPTOR, what="state of a key")

@@ -43,6 +43,10 @@ class Attempts:
         """Return the seconds left for the next attempt, None without a deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
+    def succeeded(self) -> None:
+        """Begin to count anew: something of the answer has arrived, and may be asked for again."""
+        self._failed_count = 0
+
     def delay_s(self, error: LimnerError, *, answered: bool) -> float:
         """Return how long to wait before the next attempt; raise `error` when there is none.
 

@@ -90,22 +90,23 @@ class ImageGeneration:
         """Draw what `request` asks for and yield its events, the acceptance first.
 
         Raises InvalidRequestError, ModelNotFoundError, QueueFullError or UnavailableError before
-        the first event; DeadlineExceededError, InternalError or UnavailableError on the way.
+        the first event, ModelTooLargeError and InternalError where a trained model cannot be
+        loaded; DeadlineExceededError, InternalError or UnavailableError on the way.
         """
-        model = self._catalog.find(request.model)
-        resolved = resolve(request, model)
-        channel: EventChannel[JobEvent] = EventChannel()
-        with channel, self._submitted(model, resolved.spec, context, channel):
-            yield GenerationAccepted(
-                request_id=context.request_id,
-                model=model.name,
-                model_revision=model.revision,
-                spec=resolved.spec,
-                output_format=resolved.output_format,
-                notices=_notices(model, resolved.spec),
-            )
-            async for event in channel:
-                yield await self._delivered(event, model, resolved)
+        async with self._catalog.use(request.model, context.account) as (model, name):
+            resolved = resolve(request, model)
+            channel: EventChannel[JobEvent] = EventChannel()
+            with channel, self._submitted(model, resolved.spec, context, channel):
+                yield GenerationAccepted(
+                    request_id=context.request_id,
+                    model=name,
+                    model_revision=model.revision,
+                    spec=resolved.spec,
+                    output_format=resolved.output_format,
+                    notices=_notices(model, resolved.spec),
+                )
+                async for event in channel:
+                    yield await self._delivered(event, model, resolved)
 
     @contextmanager
     def _submitted(

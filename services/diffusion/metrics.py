@@ -10,6 +10,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.storage.catalog import base_name
+
 ImageOutcome = Literal["finished", "cancelled", "expired", "failed", "rejected"]
 Stage = Literal["text", "denoise", "vae", "encode"]
 
@@ -84,5 +86,5 @@ class DiffusionMetrics:
         self._batch_size.observe(row_count)
 
     def images(self, model: str, outcome: ImageOutcome, count: int) -> None:
-        """Count pictures that ended."""
-        self._images.labels(model, outcome).inc(count)
+        """Count pictures that ended; those of trained models count for their base."""
+        self._images.labels(base_name(model), outcome).inc(count)

@@ -22,11 +22,13 @@ from services.diffusion.metrics import DiffusionMetrics
 from services.diffusion.model import LoadedModel, ModelSpec
 from services.diffusion.servicer import grpc_services
 from services.diffusion.settings import DiffusionSettings
+from services.diffusion.trained import TrainedModels
 from services.graphs.threads import settle_torch_threads
 from services.imaging.encoding import ImageEncoder
 from services.runtime.device_worker import DeviceWorker
 from services.runtime.errors import UnavailableError
 from services.runtime.server import GrpcServer
+from services.storage.catalog import FolderCatalog
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ class DiffusionServer:
         self._specs = settings.model_specs()
         self._load = load
         metrics = DiffusionMetrics(registry)
-        self._catalog = ModelCatalog(default_model=settings.default_model)
+        self._trained = _trained_models(settings, load)
+        self._catalog = ModelCatalog(default_model=settings.default_model, trained=self._trained)
+        self._sweeping: asyncio.Task[None] | None = None
         self._worker = DeviceWorker("device")
         self._encoder = ImageEncoder()
         self._loading: asyncio.Task[None] | None = None
@@ -86,6 +90,8 @@ class DiffusionServer:
         self.port = await self.grpc.start()
         self._loading = asyncio.create_task(self._load_models())
         self._loading.add_done_callback(self._loaded)
+        if self._trained is not None:
+            self._sweeping = asyncio.create_task(self._trained.sweep())
 
     async def loaded(self) -> None:
         """Wait until the models are warm; raises what kept one from it."""
@@ -94,6 +100,8 @@ class DiffusionServer:
 
     async def stop(self) -> None:
         """End threads and loading; the gRPC server must have been drained."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._loading is not None and not self._loading.done():
             # What loads cannot be interrupted; its thread ends with the process.
             self._loading.cancel()
@@ -127,6 +135,18 @@ class DiffusionServer:
         self.batcher.abort(UnavailableError(reason="BACKEND_LOST"))
         if not self.failed.done():
             self.failed.set_result(failed.result())
+
+
+def _trained_models(settings: DiffusionSettings, load: LoadModel) -> TrainedModels | None:
+    if settings.catalog_dir is None:
+        return None
+    return TrainedModels(
+        FolderCatalog(settings.catalog_dir),
+        {spec.name: spec for spec in settings.model_specs()},
+        load=load,
+        capacity=settings.max_trained_models,
+        runtime=settings.trained_runtime,
+    )
 
 
 @asynccontextmanager

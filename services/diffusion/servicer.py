@@ -33,6 +33,7 @@ from services.diffusion.validation import ImageRequest
 from services.imaging.encoding import ImageFormatName
 from services.runtime.context import current_request
 from services.runtime.server import Service
+from services.storage.catalog import CatalogEntry
 
 CHUNK_BYTES = 256 * 1024
 
@@ -94,7 +95,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.ListModelsRequest, context: _Context
     ) -> model_pb2.ListModelsResponse:
         """See `model.proto`."""
-        return model_pb2.ListModelsResponse(models=[_model(model) for model in self._catalog.all()])
+        models = [_model(model) for model in self._catalog.all()]
+        trained = await self._catalog.trained(current_request().account)
+        models += [_trained_model(entry, base) for entry, base in trained]
+        return model_pb2.ListModelsResponse(models=models)
 
 
 def grpc_services(generation: ImageGeneration, catalog: ModelCatalog) -> list[Service]:
@@ -215,6 +219,18 @@ def _model(model: LoadedModel) -> model_pb2.Model:
         defaults=_defaults(model.defaults),
         vocabulary=_vocabulary(model.vocabulary) if model.vocabulary else None,
     )
+
+
+def _trained_model(entry: CatalogEntry, base: LoadedModel) -> model_pb2.Model:
+    """As its base, but for what it is called and where it comes from."""
+    message = _model(base)
+    message.name = message.display_name = entry.name
+    message.revision = entry.revision
+    message.base_model = entry.base_model
+    message.description = (
+        f"Trained from {entry.base_model} by {entry.method}; its word is {entry.token}."
+    )
+    return message
 
 
 def _limits(limits: ImageLimits) -> model_pb2.ImageLimits:

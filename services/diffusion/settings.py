@@ -9,15 +9,18 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.diffusion.model import ModelSpec
-from services.graphs.graph import DeviceName, RuntimeName
+from services.graphs.graph import DeviceName, PrecisionName, RuntimeName
 from services.runtime.settings import Address, CommaSeparated
 from services.runtime.tls import ServerTlsSettings
+from services.storage.catalog import SEPARATOR
 
 
 def _check_model(entry: str) -> str:
     name, equals, source = entry.partition("=")
     if not (equals and name.strip() and source.strip()):
         raise ValueError(f"a model is name=folder or name=hub id, got {entry!r}")
+    if SEPARATOR in name:
+        raise ValueError(f"{SEPARATOR} in a name is for trained models, got {entry!r}")
     return entry
 
 
@@ -56,8 +59,17 @@ class DiffusionSettings(ServerTlsSettings):
     device: DeviceName = "auto"
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute on a CPU; absent: one for every core that this process may use."""
+    precision: PrecisionName = "auto"
+    """`int8`: convolutions in 8 bits, on a CPU alone; pictures differ by a level or two of 255."""
     compiled: bool = False
     """On CUDA, run through `torch.compile`."""
+    catalog_dir: Path | None = None
+    """The trainer's catalogue, whose models are drawn with as well; absent: none."""
+    max_trained_models: int = Field(default=2, ge=1)
+    """Trained models that are loaded at a time; another takes the place of one that does not draw.
+    """
+    trained_runtime: RuntimeName = "torch"
+    """What trained models run on: torch needs no export, so that they draw within seconds."""
     max_batch_rows: int | None = Field(default=None, ge=2)
     """Rows of a denoiser call, of which a guided picture takes two; absent: the model's advice."""
     max_queued_requests: int = Field(default=256, ge=1)
@@ -84,6 +96,7 @@ class DiffusionSettings(ServerTlsSettings):
                 runtime=self.runtime,
                 device=self.device,
                 thread_count=self.threads,
+                precision=self.precision,
                 compiled=self.compiled,
                 cache_dir=self.cache_dir,
             )

@@ -21,6 +21,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from limner.v1 import model_pb2, model_pb2_grpc
+from services.runtime.context import RequestContext, outgoing_metadata
 from services.runtime.settings import Address
 from services.runtime.tls import ClientTls
 
@@ -87,12 +88,19 @@ class ServedModel:
 
     name: str
     revision: str
+    tasks: frozenset[int]
+    """What it can be asked for."""
     listing: model_pb2.Model
 
-    @property
-    def tasks(self) -> frozenset[int]:
-        """What it can be asked for; a listing that does not say so means text to image."""
-        return frozenset(self.listing.tasks) or _DEFAULT_TASKS
+    @classmethod
+    def listed(cls, model: model_pb2.Model) -> ServedModel:
+        """From a listing; one that names no tasks means text to image."""
+        return cls(
+            name=model.name,
+            revision=model.revision,
+            tasks=frozenset(model.tasks) or _DEFAULT_TASKS,
+            listing=model,
+        )
 
 
 class Backend:
@@ -135,6 +143,25 @@ class Backend:
     def models(self) -> Mapping[str, ServedModel]:
         """By name, as last listed; kept while the backend is away, empty before the first time."""
         return self._models
+
+    @property
+    def draws(self) -> bool:
+        """Whether any of its models makes pictures from prompts."""
+        return any(model_pb2.TASK_TEXT_TO_IMAGE in each.tasks for each in self._models.values())
+
+    async def list_trained(self, request: RequestContext) -> Sequence[model_pb2.Model]:
+        """What it serves for the account of `request` alone; empty when it cannot tell now."""
+        try:
+            response = await self._model_service.ListModels(
+                model_pb2.ListModelsRequest(),
+                timeout=_LIST_MODELS_TIMEOUT_S,
+                metadata=outgoing_metadata(request),
+            )
+        except grpc.aio.AioRpcError as error:
+            extra = {"backend": self.address, "code": error.code().name}
+            _log.warning("trained models not listed", extra=extra)
+            return ()
+        return [model for model in response.models if model.base_model]
 
     def stream(self, path: str) -> Relayed:
         """The streaming method at `path` (`/package.Service/Method`), bytes in and bytes out."""
@@ -214,10 +241,8 @@ class Backend:
         response = await self._model_service.ListModels(
             model_pb2.ListModelsRequest(), timeout=_LIST_MODELS_TIMEOUT_S
         )
-        served = (
-            ServedModel(name=model.name, revision=model.revision, listing=model)
-            for model in response.models
-        )
+        # Trained models belong to accounts; without one none is listed but in development.
+        served = [ServedModel.listed(each) for each in response.models if not each.base_model]
         models = MappingProxyType({model.name: model for model in served})
         if models != self._models:
             self._models = models

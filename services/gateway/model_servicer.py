@@ -1,6 +1,7 @@
 """ModelService at the door: what the serving backends have between them.
 
-It answers from the gateway's own memory; no call goes to a backend or the database.
+The server's own models come from the gateway's memory; the backends are asked for those that the
+caller's account has trained.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import grpc.aio
 from limner.v1 import model_pb2, model_pb2_grpc
 from services.gateway.announcement import LimitAnnouncer
 from services.gateway.pool import BackendPool
+from services.runtime.context import current_request
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
@@ -31,7 +33,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             model_pb2.ListModelsRequest, model_pb2.ListModelsResponse
         ],
     ) -> model_pb2.ListModelsResponse:
-        """All models, sorted by name."""
+        """All models, sorted by name; those that the caller has trained last."""
         await self._announcer.announce()
         models = [model.listing for model in self._pool.list_models()]
+        models += await self._pool.list_trained(current_request())
         return model_pb2.ListModelsResponse(models=models)

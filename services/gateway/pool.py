@@ -12,9 +12,12 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
+from limner.v1 import model_pb2
 from services.gateway.backend import Backend, LinkOptions, ServedModel
+from services.runtime.context import RequestContext
 from services.runtime.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -22,6 +25,7 @@ from services.runtime.errors import (
     UnavailableError,
 )
 from services.runtime.settings import Address
+from services.storage.catalog import base_name
 
 DNS_SCHEME = "dns:///"
 _RESOLVE_INTERVAL_S = 10.0
@@ -90,8 +94,9 @@ class BackendPool:
     def find_model(self, name: str, tasks: Collection[int]) -> ServedModel:
         """The model for one of `tasks` that a request means, as one of its backends lists it.
 
-        An empty name is the default model, where it does any of `tasks`, or the only one that does,
-        or the only one that its backend calls its default.
+        A trained model, `base@name`, is as its base: whether it exists, and for whom, its backend
+        says. An empty name is the default model, where it does any of `tasks`, or the only one that
+        does, or the only one that its backend calls its default.
         Raises ModelNotFoundError naming what exists, InvalidRequestError when a name is needed,
         UnavailableError (NOT_READY) when no backend has ever told of such a model.
         """
@@ -116,18 +121,19 @@ class BackendPool:
             raise InvalidRequestError(
                 [FieldViolation(field="model", reason="REQUIRED", description=text)]
             )
-        if name not in known:
+        base = base_name(name)
+        if base not in known:
             raise ModelNotFoundError(name, known)
-        return models[name]
+        return models[name] if name == base else replace(models[base], name=name)
 
     def choose(self, model: str, *, excluded: Collection[Backend] = ()) -> Backend:
         """The least busy backend that serves `model`. Raises UnavailableError (NO_BACKEND)."""
-        backends = list(self.backends)
+        backends, base = list(self.backends), base_name(model)
         self._turn += 1
         candidates = [
             (backend.in_flight, (index - self._turn) % len(backends), backend)
             for index, backend in enumerate(backends)
-            if backend.serving and model in backend.models and backend not in excluded
+            if backend.serving and base in backend.models and backend not in excluded
         ]
         if not candidates:
             message = f"no backend serves the model {model!r} now"
@@ -147,6 +153,17 @@ class BackendPool:
             raise UnavailableError(reason="NO_BACKEND" if is_known else "NOT_READY")
         offers = _offers(serving)
         return [_prevailing(offers[name]) for name in sorted(offers)]
+
+    async def list_trained(self, request: RequestContext) -> Sequence[model_pb2.Model]:
+        """The models that the caller's account has trained, sorted by name.
+
+        All backends read one catalogue and each serves what was trained from its own models. What
+        a backend cannot tell now is left out.
+        """
+        asked = [each for each in self.backends if each.serving and each.draws]
+        answers = await asyncio.gather(*(each.list_trained(request) for each in asked))
+        found = {model.name: model for models in answers for model in models}
+        return [found[name] for name in sorted(found)]
 
     def _default_does_another_task(self) -> bool:
         return any(self._default_model in backend.models for backend in self.backends)

@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.gateway.configuration_file import read_configuration
+from services.storage.catalog import base_name
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
 MAX_RATE = 10**9
@@ -134,7 +135,9 @@ def _table(entries: list[_RateEntry]) -> tuple[Rate, ...]:
 
 
 def _rate(rates: tuple[Rate, ...], model: str) -> int:
-    return next(rate.millicredits for rate in rates if fnmatch.fnmatchcase(model, rate.models))
+    """A trained model costs what its base costs."""
+    base = base_name(model)
+    return next(rate.millicredits for rate in rates if fnmatch.fnmatchcase(base, rate.models))
 
 
 def _divided(amount: int, by: int) -> int:

@@ -39,6 +39,16 @@ class DataFolder:
         return self.path / "api-key"
 
     @property
+    def trainer(self) -> Path:
+        """Datasets, checkpoints and jobs of the trainer."""
+        return self.path.resolve() / "trainer"
+
+    @property
+    def catalog(self) -> Path:
+        """Trained models."""
+        return self.path.resolve() / "models"
+
+    @property
     def logs(self) -> Path:
         """The logs of the services."""
         return self.path / "logs"

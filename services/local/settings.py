@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from services.local.data_folder import DataFolder
@@ -19,9 +20,11 @@ DEFAULT_PORT = 50051
 _GATEWAY_METRICS_PORT = 9464
 _DIFFUSION_METRICS_PORT = 9465
 _UPSCALE_METRICS_PORT = 9466
+_TRAINER_METRICS_PORT = 9467
 _DEFAULT_GRACE_S = 30.0
 _GENERATION_SERVICE = "limner.v1.GenerationService"
 _UPSCALE_SERVICE = "limner.v1.UpscaleService"
+_TRAINING_SERVICE = "limner.v1.TrainingService"
 _MODELS_VARIABLE = "LIMNER_DIFFUSION_MODELS"
 _CACHE_VARIABLE = "LIMNER_DIFFUSION_CACHE_DIR"
 _UPSCALE_FOLDERS_VARIABLE = "LIMNER_UPSCALE_FOLDERS"
@@ -47,6 +50,15 @@ class SuiteSettings:
     diffusion_metrics_port: int
     upscale_port: int
     upscale_metrics_port: int
+    trainer_port: int
+    trainer_metrics_port: int
+    trainable: str
+    """Those of `models` that are folders; empty as well where the trainer is not installed."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a trainer."""
+        return bool(self.trainable)
 
     @property
     def address(self) -> str:
@@ -60,11 +72,18 @@ class SuiteSettings:
             "gateway": self.gateway_metrics_port,
             "diffusion": self.diffusion_metrics_port,
             "upscale": self.upscale_metrics_port,
+            **({"trainer": self.trainer_metrics_port} if self.trains else {}),
         }
         return {name: f"http://{HOST}:{port}/metrics" for name, port in ports.items()}
 
-    def gateway(self, pepper: str, *, upscales: bool = True) -> ServiceSpec:
-        """Return how the gateway is started; whether it has an upscale server behind it."""
+    def gateway(
+        self, pepper: str, *, upscales: bool = True, trains: bool | None = None
+    ) -> ServiceSpec:
+        """Return how the gateway is started; whether it has an upscale server and a trainer.
+
+        The trainer is there by default where it is installed.
+        """
+        trains = self.trains if trains is None else trains
         ports = [self.diffusion_port, *([self.upscale_port] if upscales else [])]
         return ServiceSpec(
             name="gateway",
@@ -77,6 +96,7 @@ class SuiteSettings:
                 "LIMNER_GATEWAY_DATABASE_URL": self.data.database_url,
                 "LIMNER_GATEWAY_KEY_PEPPER": pepper,
                 "LIMNER_GATEWAY_BACKENDS": ",".join(f"{HOST}:{port}" for port in ports),
+                **({"LIMNER_GATEWAY_TRAINER": f"{HOST}:{self.trainer_port}"} if trains else {}),
             },
             grace_s=_grace_s("LIMNER_GATEWAY_GRACE_S"),
         )
@@ -94,6 +114,7 @@ class SuiteSettings:
                 "LIMNER_DIFFUSION_METRICS_ADDRESS": f"{HOST}:{self.diffusion_metrics_port}",
                 _MODELS_VARIABLE: self.models,
                 _CACHE_VARIABLE: os.environ.get(_CACHE_VARIABLE) or str(_user_cache()),
+                "LIMNER_DIFFUSION_CATALOG_DIR": str(self.data.catalog),
             },
             grace_s=_grace_s("LIMNER_DIFFUSION_GRACE_S"),
         )
@@ -117,6 +138,25 @@ class SuiteSettings:
             grace_s=_grace_s("LIMNER_UPSCALE_GRACE_S"),
         )
 
+    def trainer(self) -> ServiceSpec:
+        """Return how the trainer is started; its runs stand back behind what is served."""
+        address = f"{HOST}:{self.trainer_port}"
+        return ServiceSpec(
+            name="trainer",
+            module="services.trainer",
+            address=address,
+            health_service=_TRAINING_SERVICE,
+            environment={
+                "LIMNER_TRAINER_ADDRESS": address,
+                "LIMNER_TRAINER_METRICS_ADDRESS": f"{HOST}:{self.trainer_metrics_port}",
+                "LIMNER_TRAINER_BASE_MODELS": self.trainable,
+                "LIMNER_TRAINER_DATA_DIR": str(self.data.trainer),
+                "LIMNER_TRAINER_CATALOG_DIR": str(self.data.catalog),
+                "LIMNER_TRAINER_RUN_NICENESS": os.environ.get("LIMNER_TRAINER_RUN_NICENESS", "10"),
+            },
+            grace_s=_grace_s("LIMNER_TRAINER_GRACE_S"),
+        )
+
 
 def plan_suite(data_dir: Path, *, port: int | None, models: str | None) -> SuiteSettings:
     """Return a suite in `data_dir`; `port` None takes any free one.
@@ -124,15 +164,19 @@ def plan_suite(data_dir: Path, *, port: int | None, models: str | None) -> Suite
     `models` is a comma-separated list of `name=folder-or-hub-id`; None is LIMNER_DIFFUSION_MODELS,
     else the model that comes with Limner. Raises SetupError.
     """
+    found = _find_models(models)
     return SuiteSettings(
         data=DataFolder(path=data_dir),
-        models=_find_models(models),
+        models=found,
         gateway_port=free_port() if port is None else _check_port(port),
         gateway_metrics_port=free_port(_GATEWAY_METRICS_PORT),
         diffusion_port=free_port(),
         diffusion_metrics_port=free_port(_DIFFUSION_METRICS_PORT),
         upscale_port=free_port(),
         upscale_metrics_port=free_port(_UPSCALE_METRICS_PORT),
+        trainer_port=free_port(),
+        trainer_metrics_port=free_port(_TRAINER_METRICS_PORT),
+        trainable=_trainable(found) if _has_trainer() else "",
     )
 
 
@@ -155,6 +199,17 @@ def _find_models(models: str | None) -> str:
     if not _EMBEDDED_MODEL.is_dir():
         raise SetupError(f"there is no model in {_EMBEDDED_MODEL}; name one with --models")
     return f"limner-emoji={_EMBEDDED_MODEL}"
+
+
+def _has_trainer() -> bool:
+    return all(find_spec(name) is not None for name in ("lightning", "peft"))
+
+
+def _trainable(models: str) -> str:
+    """Return the entries that name a folder; the trainer fetches nothing from a hub."""
+    entries = (entry.partition("=") for entry in models.split(","))
+    folders = ((name.strip(), Path(source.strip()).expanduser()) for name, _, source in entries)
+    return ",".join(f"{name}={folder.resolve()}" for name, folder in folders if folder.is_dir())
 
 
 def _user_cache() -> Path:

@@ -28,7 +28,11 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
         console.print("stopping: running requests may finish; Ctrl-C again ends them")
 
     try:
-        specs = (settings.gateway(pepper), settings.diffusion(), settings.upscale())
+        specs = [settings.gateway(pepper), settings.diffusion(), settings.upscale()]
+        if settings.trains:
+            specs.append(settings.trainer())
+        else:
+            console.print("no trainer: it needs limner[trainer] and a model that is a folder")
         await run_suite(specs, settings.data.logs, body, on_stop=on_stop)
     except Stopped:
         console.print("stopped")
@@ -38,9 +42,14 @@ def _print_usage(settings: SuiteSettings, console: Console, elapsed_s: float) ->
     console.print(
         Text(f"Limner is up after {elapsed_s:.1f} s. Ctrl-C stops it.", style="bold green")
     )
+    tries = [
+        f'limner generate "a red apple" -o apple.png{_options(settings)}',
+        f"limner upscale apple.png -o large.png --scale 4{_options(settings)}",
+    ]
+    if settings.trains:
+        tries.append(f"limner train ./photos --token sks --class dog{_options(settings)}")
     for name, value in (
-        ("try", f'limner generate "a red apple" -o apple.png{_options(settings)}'),
-        ("", f"limner upscale apple.png -o large.png --scale 4{_options(settings)}"),
+        *zip(("try", "", ""), tries, strict=False),
         ("address", settings.address),
         ("key", str(settings.data.key_file)),
         *(("metrics", f"{url} ({name})") for name, url in settings.metrics_urls.items()),

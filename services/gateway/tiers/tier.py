@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from services.storage.catalog import base_name
+
 DEFAULT_TIER = "free"
 """Of accounts that are created without naming one."""
 UNLIMITED_TIER = "unlimited"
@@ -44,8 +46,9 @@ class Tier:
     """Limits are measured and logged, not enforced."""
 
     def allows_model(self, model: str) -> bool:
-        """Whether a pattern of the tier matches the model's name."""
-        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        """Whether a pattern of the tier matches the model's name; of a trained one, its base's."""
+        base = base_name(model)
+        return any(fnmatch.fnmatchcase(base, pattern) for pattern in self.models)
 
 
 _BUILT_IN = (
