@@ -55,6 +55,9 @@ def current_caller() -> Caller:
 class KeyFinder(Protocol):
     """Where keys are looked up."""
 
+    def recall(self, digest: bytes) -> KeyRecord | None:
+        """The key with this digest if it is known as it is now, without a look at the database."""
+
     async def find_key(self, digest: bytes) -> KeyRecord | None:
         """The key with this digest in whatever state, or None."""
 
@@ -62,7 +65,8 @@ class KeyFinder(Protocol):
 class Authenticator:
     """Checks API keys against `keys`, whose digests were made under `pepper`.
 
-    `on_use` hears the id of each key that opens the door.
+    `on_use` hears the id of each key that opens the door, `on_open` the digest, in the task of the
+    call.
     """
 
     def __init__(
@@ -73,12 +77,14 @@ class Authenticator:
         tiers: TierCatalog,
         metrics: GatewayMetrics,
         on_use: Callable[[str, datetime], None] = lambda key_id, at: None,
+        on_open: Callable[[bytes], None] = lambda digest: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._keys = keys
         self._pepper = pepper
         self._tiers = tiers
         self._on_use = on_use
+        self._on_open = on_open
         self._metrics = metrics
         self._now = now
 
@@ -89,19 +95,18 @@ class Authenticator:
         the account is suspended, UnavailableError when the database does not answer.
         """
         try:
-            async with refused_as_unavailable(self._metrics, "keys cannot be checked now"):
-                caller = await self._authenticate(metadata)
+            caller = await self._authenticate(metadata)
         except (UnauthenticatedError, PermissionDeniedError):
-            self._metrics.admissions.labels(NO_TIER, "", "auth").inc()
+            self._metrics.count_admission(NO_TIER, "", "auth")
             raise
         _CALLER.set(caller)
-        return Identity(account=caller.account, priority=self._priority(caller))
-
-    def _priority(self, caller: Caller) -> int:
         try:
-            return self._tiers.get(caller.tier_name).priority
+            tier = self._tiers.get(caller.tier_name)
         except UnknownTierError:
-            return 0  # admission refuses what needs a tier
+            return Identity(account=caller.account)  # admission refuses what needs a tier
+        return Identity(
+            account=caller.account, priority=tier.priority, queue_share=tier.queue_share
+        )
 
     async def _authenticate(self, metadata: Metadata) -> Caller:
         text = _bearer_token(metadata)
@@ -109,19 +114,11 @@ class Authenticator:
             raise UnauthenticatedError(
                 "this is not an API key, or it has a typo", reason="KEY_MALFORMED"
             )
-        record = await self._keys.find_key(digest_key(text, self._pepper))
-        if record is None:
-            raise UnauthenticatedError("the API key is unknown", reason="KEY_UNKNOWN")
-        now = self._now()
-        state = record.state(now)
-        if state == "revoked":
-            raise UnauthenticatedError("the API key was revoked", reason="KEY_REVOKED")
-        if state == "expired":
-            raise UnauthenticatedError("the API key has expired", reason="KEY_EXPIRED")
-        if record.suspended_at is not None:
-            message = f"the account {record.account} is suspended"
-            raise PermissionDeniedError(message, reason="ACCOUNT_SUSPENDED")
+        digest = digest_key(text, self._pepper)
+        record, now = await self._find(digest), self._now()
+        check_key(record, now)
         self._on_use(record.key_id, now)
+        self._on_open(digest)
         return Caller(
             account=record.account,
             tier_name=record.tier,
@@ -129,6 +126,28 @@ class Authenticator:
             key_created=record.created,
             scopes=record.scopes,
         )
+
+    async def _find(self, digest: bytes) -> KeyRecord:
+        record = self._keys.recall(digest)
+        if record is not None:
+            return record
+        async with refused_as_unavailable(self._metrics, "keys cannot be checked now"):
+            record = await self._keys.find_key(digest)
+        if record is None:
+            raise UnauthenticatedError("the API key is unknown", reason="KEY_UNKNOWN")
+        return record
+
+
+def check_key(record: KeyRecord, now: datetime) -> None:
+    """Raises UnauthenticatedError or PermissionDeniedError for a key that opens nothing now."""
+    state = record.state(now)
+    if state == "revoked":
+        raise UnauthenticatedError("the API key was revoked", reason="KEY_REVOKED")
+    if state == "expired":
+        raise UnauthenticatedError("the API key has expired", reason="KEY_EXPIRED")
+    if record.suspended_at is not None:
+        message = f"the account {record.account} is suspended"
+        raise PermissionDeniedError(message, reason="ACCOUNT_SUSPENDED")
 
 
 def _bearer_token(metadata: Metadata) -> str:

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from limner.v1 import artifact_pb2, generation_pb2, model_pb2
+from limner.v1 import generation_pb2, model_pb2
 from services.gateway.pricing import PriceTable
-from services.gateway.relayed_method import TIER_LIMIT, FindModel, Order
+from services.gateway.relayed_method import (
+    TIER_LIMIT,
+    ChunkHead,
+    FindModel,
+    Order,
+    chunk_head,
+)
 from services.gateway.scopes import Scope
 from services.gateway.tiers import Tier
 from services.runtime.errors import FieldViolation, InvalidRequestError
@@ -73,21 +79,18 @@ class GenerationMethod:
             payload=payload,
             artifact_millicredits=min(price, _MOST_MILLICREDITS),
             artifact_count=min(size.sample_count, _MOST_SAMPLES),
+            has_chances=not asked.HasField("seed"),
             excesses=tuple(_excesses(size, tier)),
         )
 
     def settle(self, payload: bytes, digest: bytes) -> bytes:
         """See `RelayedMethod`: a seed that the caller left out."""
-        if _parse(payload).HasField("seed"):
-            return payload
         seed = int.from_bytes(digest[:_SEED_BYTES], "little")
         return payload + generation_pb2.GenerateImageRequest(seed=seed).SerializeToString()
 
-    def artifact_in(self, event: bytes) -> artifact_pb2.ArtifactChunk | None:
+    def artifact_in(self, event: bytes) -> ChunkHead | None:
         """See `RelayedMethod`."""
-        if not event or event[0] != _ARTIFACT_TAG:
-            return None
-        return generation_pb2.GenerateImageResponse.FromString(event).artifact
+        return chunk_head(event, _ARTIFACT_TAG)
 
 
 def _parse(payload: bytes) -> generation_pb2.GenerateImageRequest:

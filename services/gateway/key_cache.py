@@ -45,16 +45,23 @@ class KeyCache:
         self._found = _Memory[tuple[KeyRecord, int]](_FOUND_TTL_S, capacity)
         self._unknown = _Memory[int](_UNKNOWN_TTL_S, capacity)
 
+    def recall(self, digest: bytes) -> KeyRecord | None:
+        """The key with this digest if it is remembered and nothing changed since it was read."""
+        remembered = self._found.get(digest, self._clock())
+        if remembered is None or remembered[1] != self._changes.generation():
+            return None
+        return remembered[0]
+
     async def find_key(self, digest: bytes) -> KeyRecord | None:
         """The key with this digest, or None; errors as the store raises them.
 
         A key that another replica shut out is seen as it is now, within two seconds.
         """
+        remembered = self.recall(digest)
+        if remembered is not None:
+            return remembered
         now = self._clock()
         generation = self._changes.generation()
-        remembered = self._found.get(digest, now)
-        if remembered is not None and remembered[1] == generation:
-            return remembered[0]
         if self._unknown.get(digest, now) is not None:
             return None
         record = await self._store.find_key(digest)

@@ -8,7 +8,6 @@ looked at, to charge each picture before its last bytes leave.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from contextlib import aclosing
 import grpc
 import grpc.aio
 
-from services.gateway.admission import Admission, AdmissionRequest, Admitted, admitted
+from services.gateway.admission import Admission, AdmissionRequest, admitted
 from services.gateway.authentication import Caller, current_caller
 from services.gateway.backend import ServedModel
 from services.gateway.metrics import GatewayMetrics
@@ -85,25 +84,26 @@ class RelayServicer:
                 self._pool,
                 self._path,
                 model=order.model,
-                payload=self._method.settle(order.payload, _of_request(digest, request)),
-                request=dataclasses.replace(request, queue_share=tier.queue_share),
+                payload=self._settled(order, digest, request),
+                request=request,
             )
             try:
                 with self._inflight.track_inprogress():
                     async with aclosing(events):
                         async for event in events:
-                            await self._charge(event, running)
+                            chunk = self._method.artifact_in(event)
+                            if chunk is not None:
+                                running.delivered.size_bytes += chunk.size_bytes
+                                if chunk.is_last:
+                                    await running.charge(chunk.index)
                             yield event
             finally:
                 added.trailing.extend(running.lease.closing_metadata())
 
-    async def _charge(self, event: bytes, running: Admitted) -> None:
-        chunk = self._method.artifact_in(event)
-        if chunk is None:
-            return
-        running.delivered.size_bytes += len(chunk.data)
-        if chunk.last:
-            await running.charge(chunk.index)
+    def _settled(self, order: Order, digest: bytes, request: RequestContext) -> bytes:
+        if not order.has_chances:
+            return order.payload
+        return self._method.settle(order.payload, _of_request(digest, request))
 
     def _question(
         self, request: RequestContext, caller: Caller, tier: Tier, order: Order, digest: bytes

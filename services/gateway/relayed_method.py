@@ -14,6 +14,7 @@ from limner.v1 import artifact_pb2
 from services.gateway.backend import ServedModel
 from services.gateway.scopes import Scope
 from services.gateway.tiers import Tier
+from services.gateway.wire import fields
 from services.runtime.errors import FieldViolation
 
 FindModel: TypeAlias = Callable[[str], ServedModel]
@@ -21,6 +22,10 @@ FindModel: TypeAlias = Callable[[str], ServedModel]
 
 TIER_LIMIT = "TIER_LIMIT"
 """Reason of violations that another tier would not have."""
+
+_INDEX = artifact_pb2.ArtifactChunk.INDEX_FIELD_NUMBER
+_DATA = artifact_pb2.ArtifactChunk.DATA_FIELD_NUMBER
+_LAST = artifact_pb2.ArtifactChunk.LAST_FIELD_NUMBER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +38,39 @@ class Order:
     artifact_millicredits: int
     """The price of each artifact. All of them together stay below 2^53."""
     artifact_count: int
+    has_chances: bool = False
+    """Whether the caller left something to chance, see `RelayedMethod.settle`."""
     excesses: tuple[FieldViolation, ...] = ()
     """Where the request exceeds the tier."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """What the relay needs to know of an artifact chunk."""
+
+    index: int
+    is_last: bool
+    size_bytes: int
+
+
+def chunk_head(event: bytes, tag: int) -> ChunkHead | None:
+    """Of the artifact chunk in a serialized event; None: there is none.
+
+    `tag` is the event's first byte when it is a chunk: its field's number and wire type. The
+    picture's bytes are not copied. Raises WireError.
+    """
+    if not event or event[0] != tag:
+        return None
+    index, is_last, size_bytes = 0, False, 0
+    for _, _, start, end in fields(event, 0, len(event)):
+        for number, _, first, second in fields(event, start, end):
+            if number == _INDEX:
+                index = first
+            elif number == _LAST:
+                is_last = bool(first)
+            elif number == _DATA:
+                size_bytes = second - first
+    return ChunkHead(index, is_last, size_bytes)
 
 
 class RelayedMethod(Protocol):
@@ -57,10 +93,10 @@ class RelayedMethod(Protocol):
         """
 
     def settle(self, payload: bytes, digest: bytes) -> bytes:
-        """The payload for the backend: what the caller left to chance is settled by `digest`.
+        """The payload for the backend where the order has chances: they are settled by `digest`.
 
         The same digest gives the same result, so that a repetition draws the same picture.
         """
 
-    def artifact_in(self, event: bytes) -> artifact_pb2.ArtifactChunk | None:
-        """The chunk that a serialized event holds, if it holds one."""
+    def artifact_in(self, event: bytes) -> ChunkHead | None:
+        """The head of the chunk that a serialized event holds, if it holds one."""

@@ -11,9 +11,15 @@ import math
 
 from google.protobuf.message import DecodeError
 
-from limner.v1 import artifact_pb2, model_pb2, upscale_pb2
+from limner.v1 import model_pb2, upscale_pb2
 from services.gateway.pricing import PriceTable
-from services.gateway.relayed_method import TIER_LIMIT, FindModel, Order
+from services.gateway.relayed_method import (
+    TIER_LIMIT,
+    ChunkHead,
+    FindModel,
+    Order,
+    chunk_head,
+)
 from services.gateway.scopes import Scope
 from services.gateway.tiers import Tier
 from services.imaging.header import UnusableImageError, read_header
@@ -62,11 +68,9 @@ class UpscaleMethod:
         """See `RelayedMethod`: nothing is left to chance."""
         return payload
 
-    def artifact_in(self, event: bytes) -> artifact_pb2.ArtifactChunk | None:
+    def artifact_in(self, event: bytes) -> ChunkHead | None:
         """See `RelayedMethod`."""
-        if not event or event[0] != _ARTIFACT_TAG:
-            return None
-        return upscale_pb2.UpscaleImageResponse.FromString(event).artifact
+        return chunk_head(event, _ARTIFACT_TAG)
 
 
 def _parse(payload: bytes) -> upscale_pb2.UpscaleImageRequest:

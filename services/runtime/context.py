@@ -7,8 +7,8 @@ the gateway can reach trusts its metadata, the gateway authenticates a key inste
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ RESERVATION_KEY = "x-limner-reservation"
 """What pays for a training job; the gateway tells it to the trainer beside the identity."""
 
 _MAX_REQUEST_ID_LENGTH = 128
+_MADE_ID_BYTES = 16
 _MAX_PRIORITY = 1000
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -153,7 +154,7 @@ def first_value(metadata: Metadata, key: str) -> str | None:
 def _request_id(sent: str | None) -> str:
     if sent and len(sent) <= _MAX_REQUEST_ID_LENGTH and sent.isascii() and sent.isprintable():
         return sent
-    return uuid.uuid4().hex
+    return os.urandom(_MADE_ID_BYTES).hex()
 
 
 def _priority(sent: str | None) -> int:

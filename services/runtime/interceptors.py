@@ -9,7 +9,6 @@ never touch the status, and leave the initial metadata to this module. Health an
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -34,7 +33,7 @@ from services.runtime.errors import (
     LimnerError,
     UnavailableError,
 )
-from services.runtime.metrics import CallMetrics, CallType, Method
+from services.runtime.metrics import CallMetrics, CallType, Method, MethodMetrics
 from services.runtime.status import fitting, wire_status
 
 T = TypeVar("T")
@@ -58,6 +57,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._calls = calls
         self._metrics = metrics
         self._identify = identify
+        self._served: dict[str, tuple[_Handler, _Handler]] = {}
+        """By path: the handler, and the same wrapped."""
 
     async def intercept_service(
         self,
@@ -69,28 +70,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         path = handler_call_details.method
         if handler is None or path.startswith(_INFRASTRUCTURE):
             return handler
-        service, _, name = path.removeprefix("/").partition("/")
-        method = Method(service=service, name=name, type=_call_type(handler))
-        return self._wrapped(handler, method)
+        served = self._served.get(path)
+        if served is None or served[0] is not handler:
+            service, _, name = path.removeprefix("/").partition("/")
+            method = Method(service=service, name=name, type=_call_type(handler))
+            served = self._served[path] = (handler, self._wrapped(handler, method))
+        return served[1]
 
     def _wrapped(self, handler: _Handler, method: Method) -> _Handler:
         behaviour = _behaviour(handler)
+        metrics = self._metrics.of(method)
         respond = _respond_with_stream if handler.response_streaming else _respond_with_one
 
         # A coroutine even for a stream: a cancelled write is raised here, where the handler's
         # generator is closed at once, instead of whenever the garbage collector finds it.
         async def serve(request: Any, context: _Context) -> Any:
-            return await self._serve(method, context, lambda: respond(behaviour, request, context))
+            return await self._serve(metrics, context, lambda: respond(behaviour, request, context))
 
         return _WRAPPERS[method.type](
             serve, handler.request_deserializer, handler.response_serializer
         )
 
     async def _serve(
-        self, method: Method, context: _Context, respond: Callable[[], Awaitable[T]]
+        self, metrics: MethodMetrics, context: _Context, respond: Callable[[], Awaitable[T]]
     ) -> T:
         started = time.perf_counter()
-        self._metrics.started(method)
+        metrics.started.inc()
         # At runtime a tuple of pairs, whatever the stubs say.
         metadata = cast("Metadata", context.invocation_metadata() or ())
         # The task is the call's own: nothing needs to be reset.
@@ -98,25 +103,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         added = response_metadata()
         try:
             with self._calls.entered():
-                identity = await self._identify(metadata)
-                set_current_request(
-                    dataclasses.replace(
-                        current_request(),
-                        account=identity.account,
-                        priority=identity.priority,
-                        queue_share=identity.queue_share,
-                    )
-                )
+                set_current_request(current_request().made_by(await self._identify(metadata)))
                 response = await respond()
                 if added.trailing:
                     context.set_trailing_metadata(tuple(added.trailing))
         except BaseException as error:  # every end of a call is counted and logged
             code, refusal = self._outcome(error, context)
-            self._record(method, code, time.perf_counter() - started)
+            _record(metrics, code, time.perf_counter() - started)
             if refusal is not None:
                 await _abort(context, refusal)
             raise
-        self._record(method, grpc.StatusCode.OK, time.perf_counter() - started)
+        _record(metrics, grpc.StatusCode.OK, time.perf_counter() - started)
         return response
 
     def _outcome(
@@ -147,19 +144,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return grpc.StatusCode.UNKNOWN, None
         return refusal.status_code, refusal
 
-    def _record(self, method: Method, code: grpc.StatusCode, duration_s: float) -> None:
-        self._metrics.handled(method, code, duration_s)
-        request = current_request()
-        _ACCESS_LOGGER.info(
-            "call",
-            extra={
-                "method": f"/{method.service}/{method.name}",
-                "code": code.name,
-                "duration_ms": round(duration_s * 1000, 3),
-                "request_id": request.request_id,
-                "account": request.account,
-            },
-        )
+
+def _record(metrics: MethodMetrics, code: grpc.StatusCode, duration_s: float) -> None:
+    metrics.handled(code, duration_s)
+    request = current_request()
+    _ACCESS_LOGGER.info(
+        "call",
+        extra={
+            "method": metrics.method.path,
+            "code": code.name,
+            "duration_ms": round(duration_s * 1000, 3),
+            "request_id": request.request_id,
+            "account": request.account,
+        },
+    )
 
 
 async def _respond_with_one(

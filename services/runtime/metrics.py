@@ -6,8 +6,10 @@ so that two servers can live in one process. Labels never hold a key, an account
 
 from __future__ import annotations
 
+import functools
 import platform
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
@@ -45,6 +47,11 @@ class Method:
     name: str
     type: CallType
 
+    @property
+    def path(self) -> str:
+        """As it is on the wire."""
+        return f"/{self.service}/{self.name}"
+
 
 class CallMetrics:
     """What every gRPC server counts: calls started, calls handled by status code, durations."""
@@ -68,15 +75,37 @@ class CallMetrics:
             registry=registry,
         )
 
-    def started(self, method: Method) -> None:
-        """Count a call that arrived."""
-        self._started.labels(method.service, method.name, method.type).inc()
-
-    def handled(self, method: Method, code: grpc.StatusCode, duration_s: float) -> None:
-        """Count a call that ended."""
+    def of(self, method: Method) -> MethodMetrics:
+        """Return the metrics of one method, looked up once."""
         labels = (method.service, method.name, method.type)
-        self._handled.labels(*labels, code.name).inc()
-        self._handling_seconds.labels(*labels).observe(duration_s)
+        return MethodMetrics(
+            method=method,
+            started=self._started.labels(*labels),
+            seconds=self._handling_seconds.labels(*labels),
+            count_handled=lambda code: self._handled.labels(*labels, code.name),
+        )
+
+
+class MethodMetrics:
+    """The metrics of one method; each counter is looked up once."""
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        started: Counter,
+        seconds: Histogram,
+        count_handled: Callable[[grpc.StatusCode], Counter],
+    ) -> None:
+        self.method = method
+        self.started = started
+        self._seconds = seconds
+        self._count_handled = functools.cache(count_handled)
+
+    def handled(self, code: grpc.StatusCode, duration_s: float) -> None:
+        """Count a call that ended."""
+        self._count_handled(code).inc()
+        self._seconds.observe(duration_s)
 
 
 def new_registry(service: str) -> CollectorRegistry:

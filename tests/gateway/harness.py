@@ -39,6 +39,7 @@ class CountedLease:
     """A lease that remembers how it was closed."""
 
     request: AdmissionRequest
+    is_immediate: bool = False
     closings: list[str] = field(default_factory=list)
     delivered: Delivery | None = None
     charged: list[int] = field(default_factory=list)
@@ -67,6 +68,7 @@ class CountedLease:
 class CountedAdmission:
     """Lets everybody in and remembers every lease."""
 
+    is_immediate: bool = False
     leases: list[CountedLease] = field(default_factory=list)
 
     async def admit(self, request: AdmissionRequest) -> CountedLease:

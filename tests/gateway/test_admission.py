@@ -23,6 +23,8 @@ REQUEST = AdmissionRequest(
 class SlowLease:
     """A lease whose store takes its time, until `gate` opens."""
 
+    is_immediate = False
+
     def __init__(self, gate):
         self.gate = gate
         self.begun = []
@@ -44,6 +46,8 @@ class SlowLease:
 
 
 class SlowAdmission:
+    is_immediate = False
+
     def __init__(self):
         self.admit_gate, self.close_gate = asyncio.Event(), asyncio.Event()
         self.lease = SlowLease(self.close_gate)
@@ -130,6 +134,8 @@ async def test_a_charge_that_a_cancellation_meets_counts(slow):
 
 async def test_a_rejection_leaves_no_lease(slow):
     class Full:
+        is_immediate = False
+
         async def admit(self, request):
             raise QueueFullError(1)
 

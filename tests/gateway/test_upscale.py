@@ -149,7 +149,7 @@ def test_a_tier_limits_the_megapixels_of_an_artifact() -> None:
     def find(name: str) -> Any:
         listing = model_pb2.Model(name="m", tasks=[model_pb2.TASK_UPSCALE])
         listing.upscale_limits.max_scale = 4.0
-        return ServedModel(name="m", revision="r", listing=listing)
+        return ServedModel.listed(listing)
 
     data = png(np.zeros((1000, 1001, 3), np.uint8))
     order = method.take(Request(image=data).SerializeToString(), find, tier)

@@ -33,10 +33,12 @@ def fetch(url: str) -> str:
 @pytest.fixture
 def _restored_logging() -> object:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, source = root.handlers[:], root.level, logging._srcfile
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = True
+    logging._srcfile = source
 
 
 @pytest.mark.usefixtures("_restored_logging")

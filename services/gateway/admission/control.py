@@ -13,6 +13,7 @@ An outage is never told as RESOURCE_EXHAUSTED, and `gateway_degraded` is 1 while
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -83,6 +84,8 @@ class AdmissionControl:
         ledger_timeout_s: float = LEDGER_TIMEOUT_S,
     ) -> None:
         self._store = GuardedStore(store, metrics)
+        self.is_immediate = store.is_immediate
+        self._owners = (f"{secrets.token_hex(8)}-{number}" for number in itertools.count())
         self._ledger = GuardedLedger(ledger, metrics, timeout_s=ledger_timeout_s)
         self._metrics = metrics
         self._local = LocalBuckets(replica_count)
@@ -175,7 +178,7 @@ class AdmissionControl:
             ticket=Ticket(
                 account=request.account,
                 claim_id=request.charge_id,
-                owner=secrets.token_hex(8),
+                owner=next(self._owners),
             ),
             limits=limits_of(request.tier),
             reserve_millicredits=request.estimate_millicredits,
@@ -244,7 +247,7 @@ class AdmissionControl:
             _log.warning("expired leases not swept", extra={"why": str(error)})
 
     def _count(self, request: AdmissionRequest, decided: Decided) -> None:
-        self._metrics.admissions.labels(request.tier.name, request.service, decided).inc()
+        self._metrics.count_admission(request.tier.name, request.service, decided)
 
     def _count_near(self, request: AdmissionRequest, told: Mapping[Limit, Standing]) -> None:
         for limit, standing in told.items():

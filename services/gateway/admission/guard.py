@@ -83,6 +83,7 @@ class GuardedStore:
         self._store = store
         self._metrics = metrics
         self._breaker = CircuitBreaker(clock=clock)
+        self.is_immediate = store.is_immediate
 
     async def admit(self, claim: Claim) -> Decision:
         """See `AdmissionStore`."""

@@ -26,6 +26,11 @@ COST_KEY = "x-limner-charged-credits"
 
 _MILLICREDITS_PER_CREDIT = 1000
 
+_KEYS = {
+    limit: tuple(f"x-ratelimit-{what}-{limit.value}" for what in ("limit", "remaining", "reset"))
+    for limit in Limit
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
@@ -99,6 +104,7 @@ def _seconds(ms: int) -> int:
 
 
 def _pairs(limit: Limit, standing: Standing) -> Iterator[tuple[str, str]]:
-    yield f"x-ratelimit-limit-{limit.value}", standing.limit
-    yield f"x-ratelimit-remaining-{limit.value}", standing.remaining
-    yield f"x-ratelimit-reset-{limit.value}", str(standing.reset_s)
+    keys = _KEYS[limit]
+    yield keys[0], standing.limit
+    yield keys[1], standing.remaining
+    yield keys[2], str(standing.reset_s)

@@ -119,6 +119,11 @@ class HeldLease:
     """Store and ledger may differ in what this request did."""
     give_up_at: float | None = None
 
+    @property
+    def is_immediate(self) -> bool:
+        """See `Lease`."""
+        return self.store.is_immediate
+
     async def charge(self, index: int) -> None:
         """See `Lease`."""
         request = self.request

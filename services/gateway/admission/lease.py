@@ -58,6 +58,10 @@ class Delivery:
 class Lease(Protocol):
     """A request that was let in. `settle` or `refund` is called, once."""
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether `settle` and `refund` are done without waiting: nothing can interrupt them."""
+
     async def charge(self, index: int) -> None:
         """Charges the artifact `index`, in the ledger for good once this returns.
 
@@ -80,6 +84,9 @@ class Lease(Protocol):
 
 class Admission(Protocol):
     """Decides whether a request may run now."""
+
+    is_immediate: bool
+    """Whether `admit` waits for nothing once it has granted: a cancellation loses no lease."""
 
     async def admit(self, request: AdmissionRequest) -> Lease:
         """A lease. Raises LimnerError when it may not run, nothing consumed."""
@@ -120,11 +127,14 @@ async def admitted(admission: Admission, request: AdmissionRequest) -> AsyncIter
         yield running
     finally:
         delivered = running.delivered
-        await _finish(lease.settle(delivered) if delivered.artifact_count else lease.refund())
+        closing = lease.settle(delivered) if delivered.artifact_count else lease.refund()
+        await (closing if lease.is_immediate else _finish(closing))
 
 
 async def _admit(admission: Admission, request: AdmissionRequest) -> Lease:
     """Admits; a caller that is cancelled meanwhile leaves no lease behind."""
+    if admission.is_immediate:
+        return await admission.admit(request)
     admitting = asyncio.ensure_future(admission.admit(request))
     try:
         return await _shielded(admitting)

@@ -34,6 +34,8 @@ class InMemoryStore:
     An account that runs nothing and was not touched for a day is forgotten when it is swept.
     """
 
+    is_immediate = True
+
     def __init__(self, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._now_ms = now_ms
         self._books: dict[str, AccountBook] = {}

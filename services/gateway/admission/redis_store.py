@@ -52,6 +52,8 @@ class RedisStore:
     the server's clock, `lua/clock.lua`.
     """
 
+    is_immediate = False
+
     def __init__(
         self, url: str, *, timeout_s: float = _TIMEOUT_S, clock: str | None = None
     ) -> None:

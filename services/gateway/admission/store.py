@@ -203,6 +203,9 @@ class StoreError(Exception):
 class AdmissionStore(Protocol):
     """State of admission. Every verb is atomic and raises StoreError when the store is away."""
 
+    is_immediate: bool
+    """Whether a verb is done without waiting, so that no cancellation can come in between."""
+
     async def admit(self, claim: Claim) -> Decision:
         """Decides about `claim`; asking again with the same ticket changes nothing."""
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.admission import Delivery, LimitReachedError
+from services.gateway.admission import Delivery, LimitReachedError, admitted
 from services.gateway.admission.memory_store import InMemoryStore
 from services.gateway.admission.redis_store import RedisStore
 from services.runtime.errors import UnavailableError
@@ -54,6 +54,24 @@ async def test_a_heartbeat_keeps_a_lease_for_as_long_as_its_stream(any_store_url
         await lease.settle(Delivery(artifact_count=1))
         assert await agrees(it.store, ledger)
         assert it.metric("gateway_leases_expired_total") == 0
+
+
+@pytest.mark.parametrize("wait_count", range(0, 25, 3))
+async def test_a_caller_that_leaves_at_any_moment_leaves_no_lease(
+    any_store_url, ledger, wait_count
+):
+    async def draw(control):
+        async with admitted(control, request()) as drawing:
+            await drawing.charge(0)
+
+    async with running(new_store(any_store_url), ledger) as it:
+        task = asyncio.create_task(draw(it.control))
+        for _ in range(wait_count):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await it.control.reconcile("acme")
+        assert await agrees(it.store, ledger)
 
 
 async def test_the_leases_of_a_gateway_that_died_expire_and_are_refunded(redis_url, ledger):
