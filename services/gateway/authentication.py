@@ -20,7 +20,7 @@ from services.gateway.outage import refused_as_unavailable
 from services.gateway.scopes import Scope
 from services.gateway.tiers import TierCatalog, UnknownTierError
 from services.runtime.context import Identity, Metadata
-from services.runtime.errors import PermissionDeniedError, UnauthenticatedError
+from services.runtime.errors import LimnerError, PermissionDeniedError, UnauthenticatedError
 
 _SCHEME = "bearer"
 
@@ -116,7 +116,9 @@ class Authenticator:
             )
         digest = digest_key(text, self._pepper)
         record, now = await self._find(digest), self._now()
-        check_key(record, now)
+        refusal = find_refusal(record, now)
+        if refusal is not None:
+            raise refusal
         self._on_use(record.key_id, now)
         self._on_open(digest)
         return Caller(
@@ -138,16 +140,17 @@ class Authenticator:
         return record
 
 
-def check_key(record: KeyRecord, now: datetime) -> None:
-    """Raises UnauthenticatedError or PermissionDeniedError for a key that opens nothing now."""
+def find_refusal(record: KeyRecord, now: datetime) -> LimnerError | None:
+    """Why a key opens nothing now; None: it does."""
     state = record.state(now)
     if state == "revoked":
-        raise UnauthenticatedError("the API key was revoked", reason="KEY_REVOKED")
+        return UnauthenticatedError("the API key was revoked", reason="KEY_REVOKED")
     if state == "expired":
-        raise UnauthenticatedError("the API key has expired", reason="KEY_EXPIRED")
+        return UnauthenticatedError("the API key has expired", reason="KEY_EXPIRED")
     if record.suspended_at is not None:
         message = f"the account {record.account} is suspended"
-        raise PermissionDeniedError(message, reason="ACCOUNT_SUSPENDED")
+        return PermissionDeniedError(message, reason="ACCOUNT_SUSPENDED")
+    return None
 
 
 def _bearer_token(metadata: Metadata) -> str:

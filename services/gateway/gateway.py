@@ -32,6 +32,7 @@ from services.gateway.key_uses import KeyUses
 from services.gateway.ledger import Ledger
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model_servicer import ModelServicer
+from services.gateway.open_calls import OpenCalls
 from services.gateway.pool import BackendPool
 from services.gateway.pricing import read_prices
 from services.gateway.relay_servicer import RelayServicer
@@ -104,6 +105,8 @@ async def _serving(
     metrics = GatewayMetrics(registry)
     store = KeyStore(engine=engine)
     counter, uses = ChangeCounter(engine), KeyUses(store)
+    keys = KeyCache(store, counter)
+    open_calls = OpenCalls(keys, counter)
     tiers = TierCatalog(settings.tiers_file, on_failure=metrics.tier_file_errors.inc)
     prices = read_prices(settings.prices_file)
     pool = BackendPool(
@@ -168,11 +171,12 @@ async def _serving(
         health_address=settings.health_address,
         grace_s=settings.grace_s,
         identify=Authenticator(
-            KeyCache(store, counter),
+            keys,
             pepper=pepper,
             tiers=tiers,
             metrics=metrics,
             on_use=uses.note,
+            on_open=open_calls.note,
         ).identify,
         registry=registry,
     )
@@ -182,6 +186,7 @@ async def _serving(
         reporting = group.create_task(_report_health(server, pool, changed, methods, training))
         looking = [group.create_task(each.run()) for each in (counter, uses, control)]
         looking.append(group.create_task(tiers.follow()))
+        looking.append(group.create_task(open_calls.run(server.end_call)))
         if training:
             looking.append(group.create_task(training.run()))
         try:

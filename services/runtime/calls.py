@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from services.runtime.errors import UnavailableError
+from services.runtime.errors import LimnerError, UnavailableError
 
 
 class CallsInFlight:
     """The set of running calls of one server. On the event loop only."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._verdicts: WeakKeyDictionary[asyncio.Task[Any], LimnerError] = WeakKeyDictionary()
         self._closed = False
         self._cancelling = False
         self._grace_over = asyncio.Event()
@@ -47,6 +50,17 @@ class CallsInFlight:
             if self._closed and not self._tasks:
                 self._empty.set()
                 self._grace_over.set()
+
+    def end(self, task: asyncio.Task[Any], error: LimnerError) -> None:
+        """Cancel the call that `task` serves, if it is running; `error` is what it ends with."""
+        if task in self._tasks:
+            self._verdicts[task] = error
+            task.cancel()
+
+    def verdict(self) -> LimnerError | None:
+        """Return what the call of the current task was ended with; None: it was not."""
+        task = asyncio.current_task()
+        return None if task is None else self._verdicts.get(task)
 
     def close(self) -> None:
         """Refuse new calls from now on."""

@@ -121,6 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> tuple[grpc.StatusCode, LimnerError | None]:
         """Return the code that the call ends with, and what to tell a client that listens."""
         refusal: LimnerError | None = None
+        verdict = self._calls.verdict()
         match error:
             case LimnerError():
                 refusal = error
@@ -132,6 +133,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             case grpc.aio.InternalError():
                 # A read or write failed in the transport: the client has gone.
                 return grpc.StatusCode.CANCELLED, None
+            case asyncio.CancelledError() if verdict is not None:
+                refusal = verdict
             case asyncio.CancelledError() if self._calls.cancelling:
                 refusal = UnavailableError(reason="SHUTTING_DOWN")
             case asyncio.CancelledError() if _is_cancelled_from_outside():

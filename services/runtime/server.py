@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from services.runtime.calls import CallsInFlight
 from services.runtime.context import Identify, identity_from_metadata
+from services.runtime.errors import LimnerError
 from services.runtime.health import HealthServicer
 from services.runtime.interceptors import CallInterceptor
 from services.runtime.metrics import CallMetrics
@@ -129,6 +130,10 @@ class GrpcServer:
     def set_serving(self, serving: bool, service: str | None = None) -> None:
         """Set the health of one service, or of all of them and of the server as a whole."""
         self._health.set_serving(serving, service)
+
+    def end_call(self, task: asyncio.Task[Any], error: LimnerError) -> None:
+        """Cancel the call that `task` serves; its client hears `error`. Does nothing after it."""
+        self._calls.end(task, error)
 
     async def drain(self, grace_s: float | None = None) -> None:
         """Turn NOT_SERVING, refuse new calls, let the others finish within the grace, stop.

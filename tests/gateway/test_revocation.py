@@ -18,9 +18,11 @@ from services.gateway.account_store import AccountStore
 from services.gateway.changes import MAX_AGE_S, POLL_INTERVAL_S, ChangeCounter, count_change
 from services.gateway.gateway import open_gateway
 from services.gateway.key_store import KeyStore
+from services.gateway.open_calls import LOOK_INTERVAL_S, OpenCalls
 from services.storage.database import begin_write
 from tests.gateway.actors import ACTOR
-from tests.gateway.harness import PEPPER, reason, settings
+from tests.gateway.fake_backend import backend
+from tests.gateway.harness import PEPPER, reason, running_gateway, settings
 from tests.gateway.waiting import until
 
 REVOCATION_S = 2.0
@@ -104,9 +106,84 @@ async def test_a_key_that_is_shut_out_is_refused_on_every_replica(
         await until(is_refused_everywhere)
 
 
+@pytest.mark.parametrize(
+    ("shut_out", "said"),
+    [(revoke, "KEY_REVOKED"), (rotate, "KEY_EXPIRED"), (suspend, "ACCOUNT_SUSPENDED")],
+)
+async def test_an_open_stream_of_a_key_that_is_shut_out_ends_on_every_replica(
+    tmp_path, database_url, engine, shut_out, said
+):
+    async with two_replicas(tmp_path, database_url, engine) as replicas:
+        key, key_id = await make_key(replicas)
+        other, _ = await make_key(replicas)
+        request = account_pb2.WatchUsageRequest()
+        request.interval.FromSeconds(3600)  # nothing but the key ends the wait
+        streams = [watch(stub, key, request) for stub in replicas.stubs]
+        bystander = watch(replicas.stubs[0], other, request)
+        for stream in (*streams, bystander):
+            await stream.read()
+        await shut_out(replicas, key_id)
+        assert [await end_of(stream) for stream in streams] == [said, said]
+        if shut_out is suspend:  # all keys of the account
+            assert await end_of(bystander) == said
+        assert bystander.done() == (shut_out is suspend)
+
+
+def watch(stub, key, request):
+    return stub.WatchUsage(request, metadata=[("authorization", f"Bearer {key}")])
+
+
+async def end_of(stream):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stream.read()
+    return reason(raised.value)
+
+
+async def test_a_picture_that_is_being_drawn_for_a_shut_out_key_ends_and_costs_nothing(tmp_path):
+    async with backend() as fake, running_gateway(tmp_path, fake) as door:
+        call = door.generate("hang")
+        await call.read()
+        await door.store.revoke_key(door.key_id, actor=ACTOR)
+        error = await failure_of(call)
+        assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_REVOKED")
+        await until(lambda: fake.calls[0].outcome == "cancelled")
+        assert door.admission.closings == [["refund"]]
+
+
+async def failure_of(call):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    return raised.value
+
+
+async def test_a_stream_goes_on_while_the_database_is_away(engine):
+    """Nobody is shut out because nobody can be asked."""
+
+    class Away:
+        def recall(self, digest):
+            return None
+
+        async def find_key(self, digest):
+            raise OSError("the database is away")
+
+    class Vouching:
+        def generation(self):
+            return 1
+
+    calls, ended = OpenCalls(Away(), Vouching(), interval_s=0.001), []
+    calls.note(b"digest")
+    looking = asyncio.create_task(calls.run(lambda task, error: ended.append(task)))
+    await asyncio.sleep(0.1)
+    assert not looking.done()
+    assert ended == []
+    looking.cancel()
+
+
 def test_the_time_between_looks_leaves_two_seconds_for_a_revocation():
-    """A remembered key counts for MAX_AGE_S after the last look that began before a revocation."""
-    assert POLL_INTERVAL_S < MAX_AGE_S < REVOCATION_S
+    """A remembered key counts for MAX_AGE_S after the last look that began before a revocation;
+    a stream lives for one look at the open calls longer.
+    """
+    assert POLL_INTERVAL_S < MAX_AGE_S < MAX_AGE_S + LOOK_INTERVAL_S < REVOCATION_S
 
 
 class Clock:
