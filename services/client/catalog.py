@@ -81,6 +81,8 @@ class Model:
     """None for a model with an open vocabulary."""
     upscale_limits: UpscaleLimits | None = None
     """None for a model that does not upscale."""
+    base_model: str = ""
+    """What the account trained it from; empty for a model of the server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +135,7 @@ def _model(message: model_pb2.Model) -> Model:
         defaults=_defaults(message.defaults) if draws else None,
         vocabulary=_vocabulary(message.vocabulary) if message.HasField("vocabulary") else None,
         upscale_limits=_upscale_limits(message.upscale_limits) if upscales else None,
+        base_model=message.base_model,
     )
 
 

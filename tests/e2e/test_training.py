@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +16,9 @@ import pytest
 from PIL import Image
 
 from services.client import Client, LimnerError, ModelNotFound, NotFound, TrainingJob
-from services.client.training_jobs import TrainingSample
 from services.local.ports import free_port
 from services.local.settings import SuiteSettings, plan_suite
-from tests.e2e.running_suite import RunningService, wait_for
+from tests.e2e.running_suite import LIMNER, RunningService, wait_for
 
 STEP_COUNT = 12
 STEP_MILLICREDITS = 20
@@ -27,7 +30,6 @@ prior: {{image_count: 2, step_count: 2, guidance_scale: 1.0}}
 validation: {{interval: 4, step_count: 2, guidance_scale: 1.0}}
 checkpoint_interval: 1
 """
-PROMPTS = {"instance_prompt": "a photo of sks toy", "class_prompt": "a photo of a toy"}
 
 
 class TrainingSuite:
@@ -64,8 +66,6 @@ class TrainingSuite:
 def suite(
     tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], models: str
 ) -> Iterator[TrainingSuite]:
-    import asyncio
-
     settings = replace(
         plan_suite(tmp_path_factory.mktemp("data"), port=None, models=models),
         gateway_metrics_port=free_port(),
@@ -102,8 +102,93 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def _charged(client: Client) -> int:
-    return client.usage().charged_millicredits
+@pytest.fixture(scope="module")
+def toy(
+    suite: TrainingSuite, photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> TrainingJob:
+    """A job that `limner train` has trained and watched to its end."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "settings.yaml").write_text(CONFIGURATION)
+    arguments = ["--class", "toy", "--name", "toy", "--samples", "samples", "--json"]
+    ended = subprocess.run(
+        [*LIMNER, "train", str(photos[0].parent), *arguments, "--config", "settings.yaml"],
+        cwd=folder,
+        env={**os.environ, "LIMNER_ADDRESS": suite.address, "LIMNER_API_KEY": suite.key},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"succeeded: {STEP_COUNT} of {STEP_COUNT} steps" in ended.stderr
+    kept = sorted(path.name for path in (folder / "samples").iterdir())
+    assert kept[-1] == f"step-{STEP_COUNT:06d}-0.png"
+    assert set(kept) <= {f"step-{step:06d}-0.png" for step in (4, 8, 12)}
+    with suite.client() as client:
+        return client.trainings.get(json.loads(ended.stdout)["id"])
+
+
+def test_a_trained_model_draws_for_its_owner_alone(
+    suite: TrainingSuite, toy: TrainingJob, stranger: str
+) -> None:
+    assert (toy.state, toy.model) == ("succeeded", f"{suite.model}@toy")
+    with suite.client() as client, suite.client(stranger) as other:
+        assert client.usage().charged_millicredits == STEP_COUNT * STEP_MILLICREDITS
+        trained = client.generate("a photo of sks toy", model=toy.model, seed=7, step_count=4)
+        plain = client.generate("a photo of sks toy", seed=7, step_count=4)
+        assert trained.image.data != plain.image.data
+        assert trained.accepted.model == toy.model
+        listed = client.models()[-1]
+        assert (listed.name, listed.base_model) == (toy.model, suite.model)
+
+        assert toy.model not in [each.name for each in other.models()]
+        with pytest.raises(ModelNotFound) as refused:
+            other.generate("a photo of sks toy", model=toy.model)
+        assert toy.model not in str(refused.value).partition("there is")[2]
+        with pytest.raises(NotFound):
+            other.trainings.get(toy.id)
+        assert not list(other.trainings.list())
+
+
+def test_killing_the_trainer_loses_nothing(
+    suite: TrainingSuite, toy: TrainingJob, photos: list[Path]
+) -> None:
+    with suite.client() as client:
+        charged = client.usage().charged_millicredits
+        job = _train(client, suite, photos, "rough")
+        wait_for(lambda: client.trainings.get(job.id).step >= 3, "some steps", 240)
+        suite.trainer.end(signal.SIGKILL)
+        suite.trainer.start()
+        suite.trainer.wait_until_ready()
+        wait_for(lambda: _state(client, job.id) == "succeeded", "the end", 300)
+        assert client.trainings.get(job.id).attempt == 1
+        # The same weights, file by file, as of the run that nobody disturbed.
+        assert _revision(client, job.model) == _revision(client, toy.model)
+        paid = client.usage().charged_millicredits - charged
+        assert paid == STEP_COUNT * STEP_MILLICREDITS
+
+        client.trainings.delete(job.id)
+        with pytest.raises(ModelNotFound):
+            client.generate("a photo of sks toy", model=job.model)
+        assert job.model not in [each.name for each in client.models()]
+        assert job.id not in [each.id for each in client.trainings.list()]
+
+
+@pytest.mark.soak
+def test_cancelling_gives_the_rest_back_and_a_resume_pays_it(
+    suite: TrainingSuite, photos: list[Path]
+) -> None:
+    with suite.client() as client:
+        charged = client.usage().charged_millicredits
+        job = _train(client, suite, photos, "")
+        wait_for(lambda: client.trainings.get(job.id).step >= 1, "a step", 240)
+        client.trainings.cancel(job.id)
+        ended = _last(client, job.id)
+        assert ended.state == "cancelled"
+        assert client.usage().charged_millicredits - charged == ended.step * STEP_MILLICREDITS
+        client.trainings.resume(job.id)
+        assert _last(client, job.id).state == "succeeded"
+        paid = client.usage().charged_millicredits - charged
+        assert paid == STEP_COUNT * STEP_MILLICREDITS
 
 
 def _train(client: Client, suite: TrainingSuite, photos: list[Path], name: str) -> TrainingJob:
@@ -112,9 +197,10 @@ def _train(client: Client, suite: TrainingSuite, photos: list[Path], name: str) 
     return client.trainings.create(
         dataset.id,
         base_model=suite.model,
+        instance_prompt="a photo of sks toy",
+        class_prompt="a photo of a toy",
         configuration_yaml=CONFIGURATION,
         model_name=name,
-        **PROMPTS,
     )
 
 
@@ -122,75 +208,8 @@ def _revision(client: Client, model: str) -> str:
     return next(each.revision for each in client.models() if each.name == model)
 
 
-def test_upload_train_watch_draw_and_delete(
-    suite: TrainingSuite, photos: list[Path], stranger: str
-) -> None:
-    with suite.client() as client, suite.client(stranger) as other:
-        charged = _charged(client)
-        job = _train(client, suite, photos, "toy")
-        assert (job.model, job.step_count) == (f"{suite.model}@toy", STEP_COUNT)
-        events = list(client.trainings.watch(job.id, with_samples=True))
-        states = [event for event in events if isinstance(event, TrainingJob)]
-        samples = [event for event in events if isinstance(event, TrainingSample)]
-        assert states[-1].state == "succeeded", states[-1]
-        assert states[-1].step == STEP_COUNT
-        assert {sample.step for sample in samples} <= {4, 8, 12}
-        assert samples[-1].step == STEP_COUNT
-        assert _charged(client) - charged == STEP_COUNT * STEP_MILLICREDITS
-
-        image = client.generate("a photo of sks toy", model=job.model, seed=7, step_count=4).image
-        plain = client.generate("a photo of sks toy", seed=7, step_count=4).image
-        assert image.data != plain.data
-        assert [each.name for each in client.models()][-1] == job.model
-
-        assert job.model not in [each.name for each in other.models()]
-        with pytest.raises(ModelNotFound) as refused:
-            other.generate("a photo of sks toy", model=job.model)
-        assert job.model not in str(refused.value).partition("there is")[2]
-        with pytest.raises(NotFound):
-            other.trainings.get(job.id)
-        assert not list(other.trainings.list())
-
-        client.trainings.delete(job.id)
-        with pytest.raises(ModelNotFound):
-            client.generate("a photo of sks toy", model=job.model)
-        assert job.model not in [each.name for each in client.models()]
-        assert not list(client.trainings.list())
-
-
-def test_killing_the_trainer_loses_nothing(suite: TrainingSuite, photos: list[Path]) -> None:
-    with suite.client() as client:
-        charged = _charged(client)
-        undisturbed = _train(client, suite, photos, "calm")
-        assert _last(client, undisturbed.id).state == "succeeded"
-        disturbed = _train(client, suite, photos, "rough")
-        wait_for(lambda: client.trainings.get(disturbed.id).step >= 3, "some steps", 240)
-        suite.trainer.end(signal.SIGKILL)
-        suite.trainer.start()
-        suite.trainer.wait_until_ready()
-        wait_for(lambda: _state(client, disturbed.id) == "succeeded", "the end", 300)
-        assert client.trainings.get(disturbed.id).attempt == 1
-        assert _revision(client, undisturbed.model) == _revision(client, disturbed.model)
-        assert _charged(client) - charged == 2 * STEP_COUNT * STEP_MILLICREDITS
-
-
-def test_cancelling_gives_the_rest_back(suite: TrainingSuite, photos: list[Path]) -> None:
-    with suite.client() as client:
-        charged = _charged(client)
-        job = _train(client, suite, photos, "")
-        wait_for(lambda: client.trainings.get(job.id).step >= 1, "a step", 240)
-        client.trainings.cancel(job.id)
-        ended = _last(client, job.id)
-        assert ended.state == "cancelled"
-        assert _charged(client) - charged == ended.step * STEP_MILLICREDITS
-        client.trainings.resume(job.id)
-        assert _last(client, job.id).state == "succeeded"
-        assert _charged(client) - charged == STEP_COUNT * STEP_MILLICREDITS
-
-
 def _last(client: Client, job_id: str) -> TrainingJob:
-    last = [event for event in client.trainings.watch(job_id) if isinstance(event, TrainingJob)][-1]
-    return last
+    return [each for each in client.trainings.watch(job_id) if isinstance(each, TrainingJob)][-1]
 
 
 def _state(client: Client, job_id: str) -> str:

@@ -20,6 +20,8 @@ from services.client.cli.generate import generate
 from services.client.cli.keys import app as keys
 from services.client.cli.listing import models, whoami
 from services.client.cli.plugins import CommandGroup
+from services.client.cli.train import train
+from services.client.cli.trainings import app as trainings
 from services.client.cli.upscale import upscale
 from services.client.cli.usage import audit, tiers, usage
 from services.client.errors import LimnerError
@@ -33,11 +35,13 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(upscale)
+app.command()(train)
 app.command()(models)
 app.command()(whoami)
 app.command()(usage)
 app.command()(tiers)
 app.command()(audit)
+app.add_typer(trainings, name="trainings")
 app.add_typer(accounts, name="accounts")
 app.add_typer(keys, name="keys")
 

@@ -31,6 +31,15 @@ _OPTIONS: Mapping[str, str] = {
     "image": "IMAGE",
     "scale": "--scale",
     "denoise_strength": "--denoise",
+    "dataset_id": "PHOTOS",
+    "base_model": "--base",
+    "token": "--token",
+    "instance_prompt": "--prompt",
+    "class_prompt": "--class-prompt",
+    "method": "--method",
+    "model_name": "--name",
+    "webhook_url": "--webhook",
+    "webhook_secret": "--webhook-secret",
 }
 
 

@@ -1,0 +1,412 @@
+"""Trainings of the SDK and of the command, against a trainer whose answers are written down."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from limner.v1 import model_pb2, model_pb2_grpc, training_pb2, training_pb2_grpc
+from services.client import (
+    AsyncClient,
+    Client,
+    InvalidRequest,
+    RetryPolicy,
+    TrainingJob,
+    TrainingSample,
+)
+from services.client.cli.app import run
+from services.client.training_jobs import upload_messages
+from tests.client.scripted_server import PNG, error_info, fail
+
+State = training_pb2.TrainingJob
+Limner = Callable[..., int]
+
+
+def job(state: int = State.STATE_RUNNING, step: int = 2, **fields: Any) -> State:
+    plain: dict[str, Any] = {
+        "id": "job_1",
+        "state": state,
+        "step": step,
+        "step_count": 4,
+        "attempt": 1,
+        "base_model": "emoji",
+        "model": "emoji@job_1",
+        "token": "sks",
+        "method": training_pb2.TRAINING_METHOD_LORA,
+        "dataset_id": "d" * 64,
+        "progress": training_pb2.TrainingProgress(
+            instance_loss=0.5, prior_loss=0.25, learning_rate=1e-4
+        ),
+    }
+    return State(**(plain | fields))
+
+
+class ScriptedTrainer(
+    training_pb2_grpc.TrainingServiceServicer, model_pb2_grpc.ModelServiceServicer
+):
+    """Takes in what is sent and answers what a test says."""
+
+    def __init__(self) -> None:
+        self.uploaded: dict[str, bytes] = {}
+        self.upload_faults: list[tuple[str, str]] = []
+        self.created: list[training_pb2.CreateTrainingJobRequest] = []
+        self.create_faults: list[tuple[str, str]] = []
+        self.warnings: list[training_pb2.TrainingWarning] = []
+        self.watches: list[Callable[[Any], Iterator[training_pb2.WatchTrainingJobResponse]]] = []
+        self.called: list[str] = []
+        self.bases = ["emoji"]
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(self, self._server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(grace=None).wait()
+
+    def ListModels(self, request: Any, context: Any) -> model_pb2.ListModelsResponse:
+        models = [
+            model_pb2.Model(name=name, tasks=[1], limits=model_pb2.ImageLimits(max_side=64))
+            for name in self.bases
+        ]
+        models.append(
+            model_pb2.Model(
+                name="emoji@old",
+                tasks=[1],
+                limits=model_pb2.ImageLimits(max_side=64),
+                base_model="emoji",
+            )
+        )
+        return model_pb2.ListModelsResponse(models=models)
+
+    def UploadDataset(
+        self, request_iterator: Any, context: Any
+    ) -> training_pb2.UploadDatasetResponse:
+        name = ""
+        for message in request_iterator:
+            if message.HasField("file_name"):
+                name = message.file_name
+                self.uploaded[name] = b""
+            assert len(message.data) <= 256 * 1024
+            self.uploaded[name] += message.data
+        _refuse(context, self.upload_faults)
+        return training_pb2.UploadDatasetResponse(
+            dataset_id="d" * 64, picture_count=len(self.uploaded)
+        )
+
+    def CreateTrainingJob(
+        self, request: Any, context: Any
+    ) -> training_pb2.CreateTrainingJobResponse:
+        self.created.append(request)
+        _refuse(context, self.create_faults)
+        changes = {"id": ""} if request.validate_only else {}
+        created = job(State.STATE_QUEUED, 0, warnings=self.warnings, **changes)
+        return training_pb2.CreateTrainingJobResponse(job=created)
+
+    def GetTrainingJob(self, request: Any, context: Any) -> training_pb2.GetTrainingJobResponse:
+        return training_pb2.GetTrainingJobResponse(job=job(id=request.id))
+
+    def ListTrainingJobs(self, request: Any, context: Any) -> Any:
+        first = not request.page_token
+        return training_pb2.ListTrainingJobsResponse(
+            jobs=[job(id="job_1" if first else "job_2")], next_page_token="more" if first else ""
+        )
+
+    def WatchTrainingJob(
+        self, request: Any, context: Any
+    ) -> Iterator[training_pb2.WatchTrainingJobResponse]:
+        yield from self.watches.pop(0)(context)
+
+    def CancelTrainingJob(self, request: Any, context: Any) -> Any:
+        self.called.append(f"cancel {request.id}")
+        return training_pb2.CancelTrainingJobResponse(job=job(State.STATE_CANCELLED))
+
+    def ResumeTrainingJob(self, request: Any, context: Any) -> Any:
+        self.called.append(f"resume {request.id}")
+        return training_pb2.ResumeTrainingJobResponse(job=job(State.STATE_QUEUED, attempt=2))
+
+    def DeleteTrainingJob(self, request: Any, context: Any) -> Any:
+        self.called.append(f"delete {request.id}")
+        return training_pb2.DeleteTrainingJobResponse()
+
+
+def _refuse(context: Any, faults: list[tuple[str, str]]) -> None:
+    if faults:
+        bad = error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
+                for field, text in faults
+            ]
+        )
+        invalid = grpc.StatusCode.INVALID_ARGUMENT
+        fail(context, invalid, "bad", error_info("INVALID_REQUEST"), bad)
+
+
+def says(*messages: training_pb2.WatchTrainingJobResponse, then: Any = None) -> Any:
+    """What a watch does: messages, and then what `then` does with the call."""
+
+    def watch(context: Any) -> Iterator[training_pb2.WatchTrainingJobResponse]:
+        yield from messages
+        if then is not None:
+            then(context)
+
+    return watch
+
+
+def is_at(message: State) -> training_pb2.WatchTrainingJobResponse:
+    return training_pb2.WatchTrainingJobResponse(job=message)
+
+
+def drew(step: int) -> training_pb2.WatchTrainingJobResponse:
+    sample = training_pb2.TrainingSample(step=step, index=0, image=PNG, mime_type="image/png")
+    return training_pb2.WatchTrainingJobResponse(job=job(step=step), sample=sample)
+
+
+def is_away(context: Any) -> None:
+    fail(context, grpc.StatusCode.UNAVAILABLE, "away", error_info("SHUTTING_DOWN"))
+
+
+@pytest.fixture
+def trainer() -> Iterator[ScriptedTrainer]:
+    trainer = ScriptedTrainer()
+    yield trainer
+    trainer.stop()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (folder / name).write_bytes(name.encode() * 1000)
+    return folder
+
+
+@pytest.fixture
+def limner(trainer: ScriptedTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Limner:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMNER_ADDRESS", trainer.address)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: run(list(arguments))
+
+
+def test_an_upload_is_cut_into_chunks_and_names_each_picture_once() -> None:
+    data = bytes(600_000)
+    messages = list(upload_messages([("a.png", data), ("empty.png", b"")]))
+    assert [message.HasField("file_name") for message in messages] == [True, False, False, True]
+    assert b"".join(message.data for message in messages[:3]) == data
+
+
+def test_a_watch_outlives_its_server_and_repeats_nothing(trainer: ScriptedTrainer) -> None:
+    trainer.watches = [
+        says(is_at(job(step=1)), drew(1), then=is_away),
+        says(drew(1), is_at(job(step=1)), then=is_away),
+        says(drew(3), is_at(job(State.STATE_SUCCEEDED, 4))),
+    ]
+    policy = RetryPolicy(max_attempts=2, initial_delay_s=0.01)
+    with Client(trainer.address, retry=policy) as client:
+        events = list(client.trainings.watch("job_1", with_samples=True))
+    seen = [(type(event), event.step) for event in events]
+    assert seen == [(TrainingJob, 1), (TrainingSample, 1), (TrainingSample, 3), (TrainingJob, 4)]
+
+
+def test_both_clients_have_the_same_calls(trainer: ScriptedTrainer, photos: Path) -> None:
+    paths = sorted(photos.glob("*.[pJ]*"))
+    trainer.watches = [says(is_at(job(State.STATE_SUCCEEDED, 4)))] * 2
+    asked: dict[str, Any] = {"base_model": "emoji", "instance_prompt": "a sks toy"}
+
+    def one_by_one() -> list[Any]:
+        with Client(trainer.address) as client:
+            trainings = client.trainings
+            dataset = trainings.upload(paths)
+            return [
+                dataset,
+                trainings.create(dataset.id, method="full", idempotency_key="k", **asked),
+                trainings.plan(dataset.id, **asked),
+                trainings.get("job_1"),
+                list(trainings.list()),
+                list(trainings.watch("job_1")),
+                trainings.cancel("job_1"),
+                trainings.resume("job_1"),
+                trainings.delete("job_1"),
+            ]
+
+    async def with_await() -> list[Any]:
+        async with AsyncClient(trainer.address) as client:
+            trainings = client.trainings
+            dataset = await trainings.upload(paths)
+            return [
+                dataset,
+                await trainings.create(dataset.id, method="full", idempotency_key="k", **asked),
+                await trainings.plan(dataset.id, **asked),
+                await trainings.get("job_1"),
+                [each async for each in trainings.list()],
+                [each async for each in trainings.watch("job_1")],
+                await trainings.cancel("job_1"),
+                await trainings.resume("job_1"),
+                await trainings.delete("job_1"),  # type: ignore[func-returns-value]
+            ]
+
+    plain = one_by_one()
+    assert asyncio.run(with_await()) == plain
+    assert [each.id for each in plain[4]] == ["job_1", "job_2"]
+    assert (plain[1].method, plain[2].id) == ("lora", "")
+    assert trainer.created[0] == trainer.created[2]
+    assert trainer.created[0].method == training_pb2.TRAINING_METHOD_FULL
+    assert trainer.called == ["cancel job_1", "resume job_1", "delete job_1"] * 2
+
+
+def test_an_unknown_method_is_refused_before_anything_is_sent(trainer: ScriptedTrainer) -> None:
+    with Client(trainer.address) as client, pytest.raises(ValueError, match="one of lora, full"):
+        client.trainings.create("d", base_model="emoji", instance_prompt="a", method="magic")
+    assert not trainer.created
+
+
+def test_train_uploads_asks_watches_and_keeps_samples(
+    trainer: ScriptedTrainer,
+    photos: Path,
+    limner: Limner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer.warnings = [
+        training_pb2.TrainingWarning(code="TOKEN_IS_A_WORD", message="it means a dog")
+    ]
+    trainer.watches = [
+        says(is_at(job(step=2)), drew(2), is_at(job(State.STATE_SUCCEEDED, 4))),
+    ]
+    assert limner("train", str(photos), "--class", "toy", "--steps", "4") == 0
+    assert set(trainer.uploaded) == {"a.png", "b.JPG"}
+    (asked,) = trainer.created
+    assert asked.base_model == "emoji"
+    assert asked.instance_prompt == "a photo of sks toy"
+    assert asked.class_prompt == "a photo of a toy"
+    assert asked.configuration_yaml == "optimization:\n  step_count: 4\n"
+    assert (tmp_path / "job_1-samples" / "step-000002-0.png").read_bytes() == PNG
+    told = capsys.readouterr().err
+    assert "warning: it means a dog" in told
+    assert "loss 0.5000  prior 0.2500  rate 1.0e-04" in told
+    assert 'limner generate "a photo of sks toy" --model emoji@job_1' in told
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "token: abc\nclass: apple\nmethod: full\nlora: {rank: 4}\nnonsense: 1\n"
+        "optimization: {step_count: 9, seed: 3}\n"
+    )
+    arguments = ("--config", "c.yaml", "--token", "xyz", "--steps", "5", "--detach")
+    assert limner("train", str(photos), *arguments) == 0
+    (asked,) = trainer.created
+    assert (asked.token, asked.instance_prompt) == ("xyz", "a photo of xyz apple")
+    assert asked.class_prompt == "a photo of an apple"
+    assert asked.method == training_pb2.TRAINING_METHOD_FULL
+    assert "nonsense: 1" in asked.configuration_yaml
+    assert "step_count: 5" in asked.configuration_yaml
+    assert "seed: 3" in asked.configuration_yaml
+
+
+def test_everything_that_is_wrong_is_told_at_once(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.upload_faults = [("pictures[0]", "a.png: is no picture")]
+    trainer.create_faults = [
+        ("dataset_id", "no such dataset"),
+        ("base_model", "no model of this name"),
+        ("configuration_yaml.nonsense", "may be set: lora"),
+    ]
+    assert limner("train", str(photos), "--base", "other") == 1
+    told = capsys.readouterr().err
+    for part in ("pictures[0]: a.png", "--base: no model", "configuration_yaml.nonsense"):
+        assert part in told
+    assert "no such dataset" not in told
+    assert [request.validate_only for request in trainer.created] == [True]
+
+
+def test_a_dry_run_trains_nothing(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert limner("train", str(photos), "--dry-run") == 0
+    assert [request.validate_only for request in trainer.created] == [True]
+    assert "everything is in order: 4 steps of emoji" in capsys.readouterr().out
+
+
+def test_several_bases_want_a_name(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.bases = ["emoji", "sd15"]
+    assert limner("train", str(photos)) == 2
+    assert "name one of emoji, sd15" in capsys.readouterr().err
+    assert not trainer.uploaded
+
+
+def test_a_folder_without_pictures_is_a_usage_error(
+    limner: Limner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert limner("train", "empty") == 2
+    assert "there are no pictures" in capsys.readouterr().err
+
+
+def test_a_failed_training_tells_why_and_ends_with_1(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = job(
+        State.STATE_FAILED,
+        failure_reason=training_pb2.TRAINING_FAILURE_REASON_OUT_OF_MEMORY,
+        failure_message="it needs 12 GB",
+    )
+    trainer.watches = [says(is_at(failed))]
+    assert limner("train", str(photos)) == 1
+    told = capsys.readouterr().err
+    assert "job_1 failed (out_of_memory): it needs 12 GB" in told
+    assert "limner trainings resume job_1" in told
+
+
+def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(context: Any) -> None:
+        _thread.interrupt_main()
+        while context.is_active():
+            time.sleep(0.05)
+
+    trainer.watches = [says(is_at(job()), then=interrupt)]
+    assert limner("train", str(photos)) == 130
+    assert "limner trainings watch job_1" in capsys.readouterr().err
+    assert not trainer.called
+
+
+def test_trainings_lists_shows_and_acts(
+    trainer: ScriptedTrainer, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.watches = [says(is_at(job(State.STATE_SUCCEEDED, 4)))]
+    assert limner("trainings", "list", "--json") == 0
+    assert [each["id"] for each in json.loads(capsys.readouterr().out)] == ["job_1", "job_2"]
+    assert limner("trainings", "list", "--limit", "1") == 0
+    listed = capsys.readouterr().out
+    assert "job_1" in listed
+    assert "job_2" not in listed
+    assert limner("trainings", "show", "job_7") == 0
+    assert "job_7" in capsys.readouterr().out
+    for verb in ("watch", "cancel", "resume", "delete"):
+        assert limner("trainings", verb, "job_1") == 0
+    assert trainer.called == ["cancel job_1", "resume job_1", "delete job_1"]
+
+
+def test_violations_carry_their_fields(trainer: ScriptedTrainer) -> None:
+    trainer.create_faults = [("token", "must be a word")]
+    with Client(trainer.address) as client, pytest.raises(InvalidRequest) as refused:
+        client.trainings.create("d", base_model="emoji", instance_prompt="a")
+    assert [each.field for each in refused.value.violations] == ["token"]
