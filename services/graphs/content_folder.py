@@ -41,10 +41,10 @@ def content_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     `fill` writes the files into a new folder, which then takes the place. Raises what `fill`
     raises, and `GraphStoreError` where the disk is full, read-only or no folder.
     """
-    if is_intact(folder):
+    if _is_intact(folder):
         return folder
     if folder.exists():
-        logger.warning("damaged and will be made again: %s", folder)
+        logger.warning("exported graph is damaged and will be made again: %s", folder)
     root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,12 @@ def content_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise GraphStoreError(f"cannot keep files in {root}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise GraphStoreError(f"cannot keep exported graphs in {root}: {reason}") from error
     return folder
 
 
-def is_intact(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     """Whether every file is there as it was written."""
     try:
         digests = json.loads((folder / _MANIFEST).read_text())["sha256"]
@@ -81,12 +82,12 @@ def _remove_abandoned(root: Path) -> None:
 
 def _install(partial: Path, folder: Path) -> None:
     """Move a complete folder to its place, unless another process was faster."""
-    if folder.exists() and not is_intact(folder):
+    if folder.exists() and not _is_intact(folder):
         shutil.rmtree(folder)
     try:
         partial.rename(folder)
     except OSError:
-        if not is_intact(folder):
+        if not _is_intact(folder):
             raise
 
 

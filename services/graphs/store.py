@@ -1,29 +1,22 @@
 """The folder of exported graphs: each is made once and found again by what it was made from.
 
-`path` is what the selection calls. A graph lies in a folder of its own, named by its key, beside
-a manifest with the digest of every file. A folder appears complete or not at all, and one that
-does not match its manifest is made again; so two processes may share a store.
+`path` is what the selection calls. A graph lies in a folder of its own, named by its key, see
+`content_folder`; two processes may share a store.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from services.graphs.content_folder import content_folder, content_key
 from services.graphs.export import export, exporter_versions
-from services.graphs.graph import GraphSource, GraphStoreError
+from services.graphs.graph import GraphSource
 from services.graphs.quantization import quantize, quantizer_identity
 
 _FILE = "model.onnx"
-_MANIFEST = "manifest.json"
-_PARTIAL_PREFIX = ".partial-"
-_ABANDONED_AFTER_S = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -61,50 +54,25 @@ class GraphStore:
         )
 
     def _find(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
-        folder = self._root / f"{name}-{key}"
-        if _is_intact(folder):
-            return folder / _FILE
-        if folder.exists():
-            logger.warning("exported graph is damaged and will be made again: %s", folder)
-        try:
-            self._make(name, folder, write)
-        except OSError as error:
-            raise GraphStoreError(
-                f"cannot keep exported graphs in {self._root}: {error.strerror or error}"
-            ) from error
-        return folder / _FILE
-
-    def _make(self, name: str, folder: Path, write: Callable[[Path], None]) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=self._root))
-        try:
+        def fill(folder: Path) -> None:
             logger.info("exporting %s, once for this model: up to a minute", name)
             started = time.monotonic()
-            write(partial / _FILE)
-            _write_manifest(partial)
-            _install(partial, folder)
+            write(folder / _FILE)
             logger.info("exported %s in %.1f s", name, time.monotonic() - started)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
-    def _remove_abandoned(self) -> None:
-        """Clear what a killed process left; a younger folder may still be written to."""
-        for partial in self._root.glob(f"{_PARTIAL_PREFIX}*"):
-            if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(partial, ignore_errors=True)
+        return content_folder(self._root / f"{name}-{key}", fill) / _FILE
 
 
 def graph_key(source: GraphSource) -> str:
     """Digest of what decides the exported file, 24 hexadecimal digits."""
-    return _key(_float_parts(source))
+    return content_key(_float_parts(source))
 
 
 def quantized_key(source: GraphSource) -> str:
     """The same for its twin in 8 bits."""
     assert source.calibration is not None, f"{source.name} has no calibration"
     parts = {**_float_parts(source), "precision": "int8"}
-    return _key({**parts, "quantizer": quantizer_identity(source.calibration)})
+    return content_key({**parts, "quantizer": quantizer_identity(source.calibration)})
 
 
 def _float_parts(source: GraphSource) -> dict[str, object]:
@@ -120,38 +88,3 @@ def _float_parts(source: GraphSource) -> dict[str, object]:
         ],
         "exporter": exporter_versions(),
     }
-
-
-def _key(parts: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _install(partial: Path, folder: Path) -> None:
-    """Move a complete folder to its place, unless another process was faster."""
-    if folder.exists() and not _is_intact(folder):
-        shutil.rmtree(folder)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not _is_intact(folder):
-            raise
-
-
-def _write_manifest(folder: Path) -> None:
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        digests = json.loads((folder / _MANIFEST).read_text())["sha256"]
-        return _FILE in digests and all(
-            _digest(folder / name) == digest for name, digest in digests.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from services.graphs.graph import Graph, GraphSource
 from services.graphs.selection import GraphOptions, open_graph
+from services.graphs.shapes import ShapeRange
 from services.upscale.architectures.recognition import build, recognise
 from services.upscale.model import PictureKind, Tiling
 from services.upscale.weights.descriptor import Descriptor
@@ -24,6 +25,8 @@ from services.upscale.weights.files import REVISION_LENGTH, weights_digest
 _MAX_GRAPHS = 4
 _EXAMPLE_SHAPE = (2, 3, 64, 48)
 _CUDA_BATCH_PIXELS = 8 * 512 * 512
+_MOST_TILES = 16
+"""Tiles that an engine takes at once."""
 
 
 class NetworkUpscaler:
@@ -88,16 +91,8 @@ class NetworkUpscaler:
         return graph
 
     def _source(self, strength: float | None) -> GraphSource:
-        weights = self._blended(strength)
-        return GraphSource(
-            name="upscaler",
-            revision=self._digest if strength is None else f"{self._digest}-{strength:.1f}",
-            module=build(recognise(weights), weights),
-            input_names=("tiles",),
-            example_inputs=(torch.zeros(_EXAMPLE_SHAPE),),
-            dynamic_axes=(frozenset({0, 2, 3}),),
-            precisions=frozenset({"float32", "bfloat16", "float16"}),
-        )
+        revision = self._digest if strength is None else f"{self._digest}-{strength:.1f}"
+        return tiles_source(self._blended(strength), revision=revision, tiling=self.tiling)
 
     def _blended(self, strength: float | None) -> Mapping[str, Tensor]:
         if self._noisy_weights is None or strength is None:
@@ -106,3 +101,21 @@ class NetworkUpscaler:
             name: torch.lerp(self._noisy_weights[name].float(), own.float(), strength)
             for name, own in self._weights.items()
         }
+
+
+def tiles_source(weights: Mapping[str, Tensor], *, revision: str, tiling: Tiling) -> GraphSource:
+    """The network of `weights` as a component: tiles (B, 3, h, w) to larger ones, unclamped."""
+    step, side = tiling.side_step, tiling.max_side
+    sizes = ShapeRange(
+        smallest=(1, 3, step, step), usual=(4, 3, side, side), largest=(_MOST_TILES, 3, side, side)
+    )
+    return GraphSource(
+        name="upscaler",
+        revision=revision,
+        module=build(recognise(weights), weights),
+        input_names=("tiles",),
+        example_inputs=(torch.zeros(_EXAMPLE_SHAPE),),
+        dynamic_axes=(frozenset({0, 2, 3}),),
+        precisions=frozenset({"float32", "bfloat16", "float16"}),
+        shape_ranges=(sizes,),
+    )
