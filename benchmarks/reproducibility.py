@@ -2,9 +2,9 @@
 
     python -m benchmarks.reproducibility models/limner-emoji --prompts "a red apple" "a rocket"
 
-Draws every prompt with its own seed on every runtime for CPUs, once alone and once together with
-the others, and compares finished pixels. Differences are in levels of 255. Besides the table it
-can keep the pictures, one row of them for each runtime, for the eye to judge.
+Draws every prompt with its own seed on every runtime for CPUs and in 8 bits, once alone and once
+together with the others, and compares finished pixels. Differences are in levels of 255. Besides
+the table it can keep the pictures, one row of them for each runtime, for the eye to judge.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ from services.diffusion.families.loading import load_model
 from services.diffusion.model import LoadedModel, ModelSpec, UInt8Array
 from services.diffusion.noise import NoiseStream
 from services.diffusion.samplers.registry import plan
-from services.graphs.graph import RuntimeName
+from services.graphs.graph import PrecisionName, RuntimeName
 
-RUNTIMES: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "openvino")
+RUNTIMES: tuple[tuple[RuntimeName, PrecisionName], ...] = (
+    ("torch", "auto"),
+    ("onnxruntime", "auto"),
+    ("openvino", "auto"),
+    ("openvino", "int8"),
+)
 PROMPTS = ("a red apple", "a dog face", "a rocket", "a house", "a cat on a blue background")
 
 Difference = dict[str, float]
@@ -36,12 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reference: UInt8Array | None = None
     results: dict[str, dict[str, Difference]] = {}
     strips = []
-    for runtime in RUNTIMES:
+    for runtime, precision in RUNTIMES:
         model = load_model(
             ModelSpec(
                 name="model",
                 path_or_hub_id=options.model,
                 runtime=runtime,
+                precision=precision,
                 device="cpu",
                 cache_dir=options.cache_dir,
             )
