@@ -1,23 +1,79 @@
-"""YAML files that a platform team writes: read strictly, every mistake reported at once.
+"""YAML files that a platform team writes: read strictly, followed while the gateway runs.
 
-Used for the tiers and the prices. A key that is there twice is a mistake too.
+Used for the tiers and the prices. Every mistake is reported at once; a key that is there twice is a
+mistake too. A file that has got a mistake changes nothing: the last good one stays, the failure is
+logged and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import asyncio
+import logging
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+POLL_INTERVAL_S = 1.0
+
 _Content = TypeVar("_Content", bound=BaseModel)
+_Value = TypeVar("_Value")
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigurationFileError(ValueError):
     """The file cannot be read or has mistakes; the message lists them all, a line each."""
+
+
+class FollowedFile(Generic[_Value]):
+    """What `read` makes of the file at `path`, or of None where there is none; `follow` keeps up.
+
+    `read` raises ConfigurationFileError: at the start it passes, later `on_failure` is called, once
+    for each version of the file that is refused. `name` is for the log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path | None,
+        read: Callable[[Path | None], _Value],
+        *,
+        on_failure: Callable[[], None] = lambda: None,
+        poll_interval_s: float = POLL_INTERVAL_S,
+    ) -> None:
+        self._name = name
+        self._path = path
+        self._read = read
+        self._on_failure = on_failure
+        self._poll_interval_s = poll_interval_s
+        self._version = None if path is None else _version(path)
+        self.current = read(path)
+        """As the last good version of the file has it."""
+
+    async def follow(self) -> None:
+        """Looks at the file now and then, until cancelled; returns at once when there is none."""
+        while self._path is not None:
+            await asyncio.sleep(self._poll_interval_s)
+            await self._look(self._path)
+
+    async def _look(self, path: Path) -> None:
+        version = await asyncio.to_thread(_version, path)
+        if version == self._version:
+            return
+        self._version = version
+        extra = {"file": self._name, "path": str(path)}
+        try:
+            self.current = await asyncio.to_thread(self._read, path)
+        except ConfigurationFileError as error:
+            self._on_failure()
+            why = extra | {"why": str(error)}
+            _log.error("a file was not reloaded, the last good version stays", extra=why)
+            return
+        _log.info("a file was reloaded", extra=extra)
 
 
 def read_configuration(path: Path, content: type[_Content]) -> _Content:
@@ -29,6 +85,15 @@ def read_configuration(path: Path, content: type[_Content]) -> _Content:
         raise ConfigurationFileError(f"mistakes in {path}:\n{mistakes}") from None
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigurationFileError(f"{path} cannot be read: {error}") from error
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Tells one version of a file from the next, also where it is a link that is swapped."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _mistake(detail: ErrorDetails) -> str:

@@ -25,6 +25,7 @@ from services.gateway.audit import AuditLog
 from services.gateway.authentication import Authenticator
 from services.gateway.backend import LinkOptions
 from services.gateway.changes import ChangeCounter
+from services.gateway.configuration_file import FollowedFile
 from services.gateway.generation_method import GenerationMethod
 from services.gateway.key_cache import KeyCache
 from services.gateway.key_store import KeyStore
@@ -107,8 +108,13 @@ async def _serving(
     counter, uses = ChangeCounter(engine), KeyUses(store)
     keys = KeyCache(store, counter)
     open_calls = OpenCalls(keys, counter)
-    tiers = TierCatalog(settings.tiers_file, on_failure=metrics.tier_file_errors.inc)
-    prices = read_prices(settings.prices_file)
+    tiers = TierCatalog(settings.tiers_file, on_failure=metrics.file_errors.labels("tiers").inc)
+    prices = FollowedFile(
+        "prices",
+        settings.prices_file,
+        read_prices,
+        on_failure=metrics.file_errors.labels("prices").inc,
+    )
     pool = BackendPool(
         settings.backends,
         default_model=settings.default_model,
@@ -185,7 +191,7 @@ async def _serving(
         following = group.create_task(pool.run())
         reporting = group.create_task(_report_health(server, pool, changed, methods, training))
         looking = [group.create_task(each.run()) for each in (counter, uses, control)]
-        looking.append(group.create_task(tiers.follow()))
+        looking += [group.create_task(each.follow()) for each in (tiers, prices)]
         looking.append(group.create_task(open_calls.run(server.end_call)))
         if training:
             looking.append(group.create_task(training.run()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from limner.v1 import generation_pb2, model_pb2
-from services.gateway.pricing import PriceTable
+from services.gateway.pricing import Prices
 from services.gateway.relayed_method import (
     TIER_LIMIT,
     ChunkHead,
@@ -45,7 +45,7 @@ class _Size:
 
 
 class GenerationMethod:
-    """A `RelayedMethod` with the rates of `prices`."""
+    """A `RelayedMethod` with the rates of `prices` at the time of a request."""
 
     service = GENERATION_SERVICE
     name = "GenerateImage"
@@ -60,7 +60,7 @@ class GenerationMethod:
         }
     )
 
-    def __init__(self, prices: PriceTable) -> None:
+    def __init__(self, prices: Prices) -> None:
         self._prices = prices
 
     def take(self, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
@@ -71,7 +71,7 @@ class GenerationMethod:
             # Joined messages merge and the last value of a field wins: this sets the model.
             payload += generation_pb2.GenerateImageRequest(model=model.name).SerializeToString()
         size = _size(asked, model.listing.defaults)
-        price = self._prices.price_artifact(
+        price = self._prices.current.price_artifact(
             model=model.name, width=size.width, height=size.height, step_count=size.step_count
         )
         return Order(

@@ -44,9 +44,10 @@ class GatewayMetrics:
         self.inflight = Gauge(
             "gateway_inflight", "Streams being relayed from a backend.", registry=registry
         )
-        self.tier_file_errors = Counter(
-            "gateway_tier_file_errors_total",
-            "Versions of the tier file that were refused; the last good one stayed.",
+        self.file_errors = Counter(
+            "gateway_file_errors_total",
+            "Versions of the file of tiers or prices that were refused; the last good one stayed.",
+            ["file"],
             registry=registry,
         )
         self.store_errors = Counter(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -85,6 +85,14 @@ class PriceTable:
     def price_training(self, *, model: str, step_count: int) -> int:
         """The price of that many optimizer steps."""
         return _rate(self.training, model) * step_count
+
+
+class Prices(Protocol):
+    """Where the prices of now are, as `FollowedFile` has them."""
+
+    @property
+    def current(self) -> PriceTable:
+        """The prices of now."""
 
 
 DEFAULT_PRICES = PriceTable(

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.gateway.admission import Admission
 from services.gateway.backend import LinkOptions
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.pricing import PriceTable
+from services.gateway.pricing import Prices
 from services.gateway.tiers import TierCatalog
 from services.gateway.trainer_link import TRAINING_SERVICE, TrainerLink
 from services.gateway.training_credits import TrainingCredits
@@ -54,7 +54,7 @@ def open_training(
     options: LinkOptions,
     admission: Admission,
     tiers: TierCatalog,
-    prices: PriceTable,
+    prices: Prices,
     metrics: GatewayMetrics,
     settle_interval_s: float,
     on_change: Callable[[], None],

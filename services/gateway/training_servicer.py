@@ -21,7 +21,7 @@ from limner.v1 import training_pb2 as pb
 from services.gateway.admission import Admission, AdmissionRequest, admitted
 from services.gateway.admission.headers import ESTIMATE_KEY, credits_text
 from services.gateway.authentication import Caller, current_caller
-from services.gateway.pricing import PriceTable
+from services.gateway.pricing import Prices
 from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
 from services.gateway.trainer_link import TRAINING_SERVICE, MetadataPairs, TrainerLink
 from services.gateway.training_credits import Reservation, TrainingCredits
@@ -57,7 +57,7 @@ class TrainingServicer:
         *,
         admission: Admission,
         tiers: TierCatalog,
-        prices: PriceTable,
+        prices: Prices,
     ) -> None:
         self._link, self._credits, self._admission = link, credits, admission
         self._tiers, self._prices = tiers, prices
@@ -188,7 +188,9 @@ class TrainingServicer:
         return new_hold(
             account=caller.account,
             model=job.base_model,
-            step_millicredits=self._prices.price_training(model=job.base_model, step_count=1),
+            step_millicredits=self._prices.current.price_training(
+                model=job.base_model, step_count=1
+            ),
             step_count=job.step_count,
             job_id=job.id,
             first_step=job.step,

@@ -12,7 +12,7 @@ import math
 from google.protobuf.message import DecodeError
 
 from limner.v1 import model_pb2, upscale_pb2
-from services.gateway.pricing import PriceTable
+from services.gateway.pricing import Prices
 from services.gateway.relayed_method import (
     TIER_LIMIT,
     ChunkHead,
@@ -36,7 +36,7 @@ _MOST_MILLICREDITS = 10**12
 
 
 class UpscaleMethod:
-    """A `RelayedMethod` with the rates of `prices`."""
+    """A `RelayedMethod` with the rates of `prices` at the time of a request."""
 
     service = UPSCALE_SERVICE
     name = "UpscaleImage"
@@ -44,7 +44,7 @@ class UpscaleMethod:
     scope: Scope = "upscale"
     tasks: frozenset[int] = frozenset({model_pb2.TASK_UPSCALE})
 
-    def __init__(self, prices: PriceTable) -> None:
+    def __init__(self, prices: Prices) -> None:
         self._prices = prices
 
     def take(self, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
@@ -55,7 +55,7 @@ class UpscaleMethod:
             # Joined messages merge and the last value of a field wins: this sets the model.
             payload += upscale_pb2.UpscaleImageRequest(model=model.name).SerializeToString()
         pixels = _output_pixels(asked, model.listing.upscale_limits)
-        price = self._prices.price_upscale(model=model.name, output_pixels=pixels)
+        price = self._prices.current.price_upscale(model=model.name, output_pixels=pixels)
         return Order(
             model=model.name,
             payload=payload,

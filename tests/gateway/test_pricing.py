@@ -4,6 +4,8 @@ from hypothesis import strategies as st
 
 from services.gateway.configuration_file import ConfigurationFileError
 from services.gateway.pricing import DEFAULT_PRICES, PriceTable, Rate, read_prices
+from tests.gateway.fake_backend import backend
+from tests.gateway.harness import running_gateway, until
 
 SIDES = st.integers(min_value=1, max_value=8192)
 ANY = (Rate(models="*", millicredits=7),)
@@ -81,3 +83,29 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
 def test_a_negative_rate_is_refused():
     with pytest.raises(ValueError, match="-1"):
         Rate(models="*", millicredits=-1)
+
+
+async def test_a_price_that_changes_counts_for_the_next_request(tmp_path):
+    path = tmp_path / "prices.yaml"
+    text = 'generation: [{models: "*", millicredits: PRICE}]\n'
+    text += (
+        'upscale: [{models: "*", millicredits: 2}]\ntraining: [{models: "*", millicredits: 3}]\n'
+    )
+    path.write_text(text.replace("PRICE", "64"))
+    async with backend() as fake, running_gateway(tmp_path, fake, prices_file=path) as door:
+
+        async def price():
+            async for _ in door.generate(width=1000, height=1000, step_count=1):
+                pass
+            return door.admission.leases[-1].request.artifact_millicredits
+
+        assert await price() == 64
+        path.write_text(text.replace("PRICE", "-1"))
+        await until(lambda: door.metric("gateway_file_errors_total", file="prices") == 1)
+        assert await price() == 64
+        path.write_text(text.replace("PRICE", "96"))
+
+        async def is_heeded():
+            return await price() == 96
+
+        await until(is_heeded)

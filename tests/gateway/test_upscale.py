@@ -19,7 +19,8 @@ from grpc_status import rpc_status
 
 from limner.v1 import model_pb2, model_pb2_grpc, upscale_pb2_grpc
 from services.gateway.backend import ServedModel
-from services.gateway.pricing import DEFAULT_PRICES
+from services.gateway.configuration_file import FollowedFile
+from services.gateway.pricing import DEFAULT_PRICES, read_prices
 from services.gateway.tiers import BUILT_IN_TIERS
 from services.gateway.upscale_method import UpscaleMethod
 from tests.gateway.harness import Harness, running_gateway, until
@@ -144,7 +145,7 @@ async def test_a_server_that_is_lost_in_the_middle_costs_nothing(tmp_path: Path)
 
 def test_a_tier_limits_the_megapixels_of_an_artifact() -> None:
     tier = BUILT_IN_TIERS["free"]
-    method = UpscaleMethod(DEFAULT_PRICES)
+    method = UpscaleMethod(FollowedFile("prices", None, read_prices))
 
     def find(name: str) -> Any:
         listing = model_pb2.Model(name="m", tasks=[model_pb2.TASK_UPSCALE])

@@ -1,23 +1,14 @@
-"""The tiers of now: the built-in ones and those of a YAML file, followed while the gateway runs.
-
-A file with a mistake changes nothing: the last good one stays, the failure is logged and counted.
-"""
+"""The tiers of now: the built-in ones and those of a YAML file, followed while the gateway runs."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from services.gateway.configuration_file import ConfigurationFileError
+from services.gateway.configuration_file import POLL_INTERVAL_S, FollowedFile
 from services.gateway.tiers.file import read_tiers
 from services.gateway.tiers.tier import BUILT_IN_TIERS, Tier
-
-_POLL_INTERVAL_S = 1.0
-
-_log = logging.getLogger(__name__)
 
 
 class UnknownTierError(LookupError):
@@ -40,53 +31,30 @@ class TierCatalog:
         path: Path | None = None,
         *,
         on_failure: Callable[[], None] = lambda: None,
-        poll_interval_s: float = _POLL_INTERVAL_S,
+        poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
-        self._path = path
-        self._on_failure = on_failure
-        self._poll_interval_s = poll_interval_s
-        self._version = None if path is None else _version(path)
-        self._tiers = BUILT_IN_TIERS if path is None else _load(path)
+        self._file = FollowedFile(
+            "tiers", path, _load, on_failure=on_failure, poll_interval_s=poll_interval_s
+        )
 
     def get(self, name: str) -> Tier:
         """The tier with this name as the file has it now. Raises UnknownTierError."""
         try:
-            return self._tiers[name]
+            return self._file.current[name]
         except KeyError:
             raise UnknownTierError(name, [tier.name for tier in self.list_tiers()]) from None
 
     def list_tiers(self) -> Sequence[Tier]:
         """All tiers, by name."""
-        return [self._tiers[name] for name in sorted(self._tiers)]
+        tiers = self._file.current
+        return [tiers[name] for name in sorted(tiers)]
 
     async def follow(self) -> None:
-        """Looks at the file now and then, until cancelled; returns at once when there is none."""
-        while self._path is not None:
-            await asyncio.sleep(self._poll_interval_s)
-            await self._look(self._path)
-
-    async def _look(self, path: Path) -> None:
-        version = await asyncio.to_thread(_version, path)
-        if version == self._version:
-            return
-        self._version = version
-        try:
-            self._tiers = await asyncio.to_thread(_load, path)
-        except ConfigurationFileError as error:
-            self._on_failure()
-            _log.error("tiers not reloaded, the last good ones stay", extra={"why": str(error)})
-            return
-        _log.info("tiers reloaded", extra={"path": str(path), "tiers": sorted(self._tiers)})
+        """Keeps up with the file, until cancelled; returns at once when there is none."""
+        await self._file.follow()
 
 
-def _load(path: Path) -> Mapping[str, Tier]:
+def _load(path: Path | None) -> Mapping[str, Tier]:
+    if path is None:
+        return BUILT_IN_TIERS
     return MappingProxyType({**BUILT_IN_TIERS, **read_tiers(path)})
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Tells one version of a file from the next, also where it is a link that is swapped."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
