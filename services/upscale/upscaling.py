@@ -119,7 +119,7 @@ class ImageUpscaling:
         """
         model = self._catalog.find(request.model)
         checked = check(request, model, max_output_pixels=self.max_output_pixels)
-        with self._reserved(checked, model) as reservation:
+        with self._reserved(checked, model, context) as reservation:
             image = await self._decoded(request.image, checked, model)
             resolved = checked.require()
             channel: EventChannel[JobEvent] = EventChannel()
@@ -141,7 +141,9 @@ class ImageUpscaling:
                     yield event
 
     @contextmanager
-    def _reserved(self, checked: Checked, model: LoadedUpscaler) -> Iterator[Reservation]:
+    def _reserved(
+        self, checked: Checked, model: LoadedUpscaler, context: RequestContext
+    ) -> Iterator[Reservation]:
         """Hold a place for the output; for an invalid request one for its source."""
         if checked.resolved is not None:
             pixel_count = checked.resolved.pixel_count
@@ -152,7 +154,7 @@ class ImageUpscaling:
             checked.require()
             raise AssertionError("a request without a usable header is invalid")
         try:
-            reservation = self._batcher.reserve(pixel_count)
+            reservation = self._batcher.reserve(pixel_count, queue_share=context.queue_share)
         except LimnerError:
             self._metrics.image(model.name, "rejected", pixel_count)
             raise

@@ -69,14 +69,16 @@ class Batcher:
         """Requests that have started and not ended. Any thread."""
         return self._scheduler.started_count
 
-    def reserve(self, pixel_count: int) -> Reservation:
+    def reserve(self, pixel_count: int, *, queue_share: float = 1.0) -> Reservation:
         """Take a place for a picture of `pixel_count` output pixels before it is decoded.
 
-        Raises QueueFullError with the time in which a place may be free, or the error given to
-        `abort`.
+        `queue_share` is how full the queue may be for it, see `RequestContext`. Raises
+        QueueFullError with the time in which a place may be free, or the error given to `abort`.
         """
         retry_after_s = self._pace.retry_after_s(self._intake.held_pixels_per_request)
-        return self._intake.reserve(pixel_count, retry_after_s=retry_after_s)
+        return self._intake.reserve(
+            pixel_count, retry_after_s=retry_after_s, queue_share=queue_share
+        )
 
     def submit(self, job: Job) -> None:
         """Take a job in; wake the device thread afterwards. Raises the error given to `abort`."""

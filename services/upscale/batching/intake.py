@@ -86,17 +86,22 @@ class Intake:
         with self._lock:
             return self._held_pixels / max(1, self._held_count)
 
-    def reserve(self, pixel_count: int, *, retry_after_s: float) -> Reservation:
+    def reserve(
+        self, pixel_count: int, *, retry_after_s: float, queue_share: float = 1.0
+    ) -> Reservation:
         """Take a place for a picture of `pixel_count` output pixels. Any thread.
 
-        Raises QueueFullError, or the error that closed the intake. A picture that is larger than
-        all that may be held gets a place when there is nothing else.
+        Raises QueueFullError, or the error that closed the intake. It is full for a request as soon
+        as its share, above 0 and up to 1, of places or pixels is taken, by whomever: what is left
+        is for larger shares. A picture that is larger than all that may be held gets a place when
+        there is nothing else.
         """
         with self._lock:
             if self._closed_by is not None:
                 raise self._closed_by
-            too_many = self._waiting_count >= self._limits.max_queued_requests
-            too_much = self._held_pixels + pixel_count > self._limits.max_held_pixels
+            limits = self._limits
+            too_many = self._waiting_count >= limits.max_queued_requests * queue_share
+            too_much = self._held_pixels + pixel_count > limits.max_held_pixels * queue_share
             if too_many or (too_much and self._held_count):
                 raise QueueFullError(retry_after_s)
             self._waiting_count += 1

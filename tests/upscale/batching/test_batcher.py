@@ -227,3 +227,22 @@ def test_progress_counts_tiles_and_ends_with_all_of_them(registry: CollectorRegi
     assert megapixels == pytest.approx(64 * 400 * 16 / 1e6)
     tiles = registry.get_sample_value("upscale_tiles_total", {"model": "nearest"})
     assert tiles == job.plan.tile_count
+
+
+def test_a_queue_is_full_for_a_small_share_while_it_has_room_for_a_larger_one(
+    registry: CollectorRegistry,
+) -> None:
+    batcher = new_batcher(registry, max_held_pixels=1000, max_queued_requests=8)
+    places = [batcher.reserve(10, queue_share=0.25) for _ in range(2)]
+    with pytest.raises(QueueFullError):
+        batcher.reserve(10, queue_share=0.25)
+    places += [batcher.reserve(10) for _ in range(6)]
+    with pytest.raises(QueueFullError):
+        batcher.reserve(10)
+    for place in places:
+        place.close()
+    # Nor may a few large pictures take what is kept for larger shares.
+    with batcher.reserve(200, queue_share=0.25):
+        with pytest.raises(QueueFullError):
+            batcher.reserve(51, queue_share=0.25)
+        batcher.reserve(800).close()

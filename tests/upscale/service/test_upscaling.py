@@ -279,3 +279,28 @@ async def test_a_fault_of_the_model_is_internal_without_its_message(tmp_path: Pa
             _ = [r async for r in running.upscale.UpscaleImage(Request(image=png(noise(8, 8))))]
     assert raised.value.code() is StatusCode.INTERNAL
     assert "secret" not in (raised.value.details() or "")
+
+
+async def test_a_request_of_a_small_queue_share_is_refused_while_a_larger_one_is_not(
+    tmp_path: Path,
+) -> None:
+    model = GatedUpscaler()
+    async with serving(tmp_path, model, max_queued_requests=4) as running:
+        image = png(noise(60, 60))
+        others = [running.upscale.UpscaleImage(Request(image=image)) for _ in range(3)]
+        for call in others:  # one of them may have begun
+            await call.read()
+
+        async def ask(queue_share: str) -> str:
+            metadata = [("x-limner-queue-share", queue_share)]
+            call = running.upscale.UpscaleImage(Request(image=image), metadata=metadata)
+            try:
+                await call.read()
+            except AioRpcError as error:
+                return error.code().name
+            call.cancel()
+            return "OK"
+
+        assert await ask("0.25") == "RESOURCE_EXHAUSTED"
+        assert await ask("1.0") == "OK"
+        model.open()
