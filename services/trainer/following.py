@@ -93,7 +93,7 @@ class FollowedRun:
     async def _note(self, waiting: RunWait | None) -> None:
         progress = replace(
             self._said,
-            waiting_reason=waiting and waiting.reason,
+            waiting_reason=waiting.reason if waiting else None,
             waiting_message=waiting.message if waiting else "",
         )
         if progress != self._noted:

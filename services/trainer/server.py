@@ -9,14 +9,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from services.runtime.server import GrpcServer
+from services.runtime.tls import ServerTls
 from services.storage.catalog import FolderCatalog
 from services.storage.database import open_engine
 from services.trainer.backends.backend import RunBackend
 from services.trainer.backends.subprocess_backend import SubprocessBackend
 from services.trainer.changes import JobChanges
+from services.trainer.cluster.reports import TrainingRunServicer, anonymous
 from services.trainer.datasets import DatasetStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.servicer import grpc_services
@@ -80,6 +83,7 @@ class TrainerServer:
             draining=self._draining,
             health_address=settings.health_address,
         )
+        self._reports = self._report_server(settings)
         self.port = 0
         """Where it listens, once started."""
 
@@ -95,6 +99,8 @@ class TrainerServer:
         self._failed = asyncio.get_running_loop().create_future()
         await self.store.migrate()
         self.port = await self.grpc.start()
+        if self._reports is not None:
+            await self._reports.start()
         self._supervising = asyncio.create_task(self._supervisor.run())
         self._supervising.add_done_callback(self._supervisor_ended)
         self._delivering = asyncio.create_task(self._deliverer.run())
@@ -102,7 +108,10 @@ class TrainerServer:
         self.grpc.set_serving(True)
 
     async def stop(self) -> None:
-        """Stop the runs at their next checkpoint; the gRPC server must have been drained."""
+        """Stop the runs at their next checkpoint, or leave them to go on in their cluster; the gRPC
+        server must have been drained."""
+        if self._reports is not None:
+            await self._reports.drain(0)
         self._supervisor.stop()
         if self._supervising is not None and self._draining_watch is not None:
             self._draining_watch.cancel()
@@ -111,6 +120,19 @@ class TrainerServer:
             self._delivering.cancel()
             await asyncio.wait([self._delivering])
         await self._engine.dispose()
+
+    def _report_server(self, settings: TrainerSettings) -> GrpcServer | None:
+        key = settings.kubernetes_run_key
+        if settings.backend != "kubernetes" or key is None:
+            return None
+        servicer = TrainingRunServicer(self._supervisor.report, key.get_secret_value().encode())
+        return GrpcServer(
+            settings.kubernetes_reports_address,
+            [servicer.service()],
+            grace_s=0.0,
+            credentials=_report_credentials(settings),
+            identify=anonymous,
+        )
 
     async def _end_watches(self) -> None:
         """Watches end as soon as the drain begins; runs may already write their checkpoints."""
@@ -130,14 +152,26 @@ async def open_trainer_server(
     settings: TrainerSettings, *, registry: CollectorRegistry, backend: RunBackend | None = None
 ) -> AsyncIterator[TrainerServer]:
     """Start a server; on leaving, drain it without a grace unless that was done, and stop it."""
-    server = TrainerServer(
-        settings,
-        registry=registry,
-        backend=backend or SubprocessBackend(niceness=settings.run_niceness),
-    )
+    server = TrainerServer(settings, registry=registry, backend=backend or _backend(settings))
     try:
         await server.start()
         yield server
     finally:
         await server.grpc.drain(0)
         await server.stop()
+
+
+def _report_credentials(settings: TrainerSettings) -> grpc.ServerCredentials | None:
+    """Runs show a token, never a certificate."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return ServerTls(certificate=settings.tls_certificate, key=settings.tls_key).credentials()
+
+
+def _backend(settings: TrainerSettings) -> RunBackend:
+    if settings.backend == "subprocess":
+        return SubprocessBackend(niceness=settings.run_niceness)
+    # Its client is in the extra [cluster], and takes a second to import.
+    from services.trainer.cluster.backend import KubernetesBackend
+
+    return KubernetesBackend(settings)

@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.runtime.settings import Address, CommaSeparated
 from services.runtime.tls import ServerTlsSettings
 from services.storage.catalog import SEPARATOR
+from services.trainer.cluster.settings import KubernetesSettings
 from services.trainer.webhook_client import Network
 
 
@@ -29,7 +30,7 @@ def _check_network(text: str) -> str:
     return text
 
 
-class TrainerSettings(ServerTlsSettings):
+class TrainerSettings(ServerTlsSettings, KubernetesSettings):
     """What `python -m services.trainer` needs."""
 
     model_config = SettingsConfigDict(env_prefix="LIMNER_TRAINER_")
@@ -58,6 +59,10 @@ class TrainerSettings(ServerTlsSettings):
     webhook_networks: CommaSeparated[Annotated[str, AfterValidator(_check_network)]] = ()
     """Networks that webhooks may go to although they are not public, like 10.0.0.0/8."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def shared_folders(self) -> dict[str, list[Path]]:
+        """Folders that runs must see at the same paths, by the setting that names them."""
+        return {"DATA_DIR": [self.data_dir.absolute()], "BASE_MODELS": list(self.bases().values())}
 
     def bases(self) -> dict[str, Path]:
         """Base models by name."""

@@ -11,6 +11,7 @@ from services.trainer.run.locking import only_process
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.reporting import RunReport
 from services.trainer.run.stopping import StopFlag
+from services.trainer.run.telling import telling
 from services.trainer.run.violations import (
     EXIT_FAILED,
     EXIT_REFUSED,
@@ -22,11 +23,15 @@ from services.trainer.run.violations import (
 
 def execute(run: CheckedRun, stop: StopFlag) -> int:
     """Run what was checked; returns the exit code, and leaves the reason in the status file."""
+    with telling() as tell:
+        return _execute(run, stop, RunReport(run.configuration.output, tell=tell))
+
+
+def _execute(run: CheckedRun, stop: StopFlag, report: RunReport) -> int:
     # Not before it is needed: it takes seconds, and a check needs none of it.
     from services.trainer.run.training import OUT_OF_MEMORY_ERRORS, train
 
-    report = RunReport(run.configuration.output)
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    is_first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
     if not is_first:
         report.mute()
     ended = False
@@ -38,8 +43,8 @@ def execute(run: CheckedRun, stop: StopFlag) -> int:
     except StoppedError as error:
         report.update(state="stopped", message=str(error))
         ended = True
-        # Lightning kills the first process if another ends with anything but 0.
-        return EXIT_STOPPED if is_first else 0
+        # Lightning kills a node's first process if another of the node ends with anything but 0.
+        return EXIT_STOPPED if os.environ.get("LOCAL_RANK", "0") == "0" else 0
     except RefusedError as error:
         report.refuse(error.violations)
         ended = True

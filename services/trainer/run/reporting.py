@@ -58,11 +58,18 @@ class RunStatus:
 
 
 class RunReport:
-    """Writes both files."""
+    """Writes both files; `tell` is called with every status that is written."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tell: Callable[[RunStatus], None] | None = None,
+    ) -> None:
         self._folder = folder
         self._clock = clock
+        self._tell = tell
         self._written_at: float | None = None
         self._muted = False
         self.status = RunStatus()
@@ -85,6 +92,8 @@ class RunReport:
         """Write the status as it is."""
         if not self._muted:
             self._write_status()
+            if self._tell is not None:
+                self._tell(self.status)
 
     def _write_status(self) -> None:
         write_atomically(self._folder / STATUS_FILE, json.dumps(asdict(self.status), indent=1))

@@ -55,20 +55,21 @@ class ToldRun:
         partial.write_text(json.dumps(plain | status))
         partial.replace(path)
 
-    def leave_result(self) -> None:
-        """What a run leaves that succeeded, with next to nothing in it."""
-        result = Path(self.tree["output"]) / "result"
-        (result / "model").mkdir(parents=True, exist_ok=True)
-        (result / "model" / "model_index.json").write_text("{}")
-        (result / "configuration.yaml").write_text(yaml.safe_dump({"method": "lora"}))
-        facts = {"base_revision": "0" * 16, "dataset_digest": "1" * 64}
-        (result / "run.json").write_text(json.dumps(facts))
-
     def finish(self, exit_code: int) -> None:
         if exit_code == 0:
-            self.leave_result()
+            leave_result(Path(self.tree["output"]))
         if not self.end.done():
             self.end.set_result(RunEnd(exit_code=exit_code))
+
+
+def leave_result(output: Path) -> None:
+    """What a run leaves that succeeded, with next to nothing in it."""
+    result = output / "result"
+    (result / "model").mkdir(parents=True, exist_ok=True)
+    (result / "model" / "model_index.json").write_text("{}")
+    (result / "configuration.yaml").write_text(yaml.safe_dump({"method": "lora"}))
+    facts = {"base_revision": "0" * 16, "dataset_digest": "1" * 64}
+    (result / "run.json").write_text(json.dumps(facts))
 
 
 class ToldBackend:

@@ -1,0 +1,186 @@
+"""One run as a Job: created, followed to its end, deleted where it is to stop.
+
+Made by the backend. Every step may be done twice, because the one before it may have been done by a
+service that died: creating finds what is there, deleting names the uid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from services.trainer.backends.backend import RunEnd, RunWait
+from services.trainer.cluster.api import (
+    AlreadyThereError,
+    ClusterApi,
+    ClusterAwayError,
+    ClusterRefusedError,
+)
+from services.trainer.cluster.backoff import Backoff
+from services.trainer.cluster.diagnosis import PodWait, end_of, wait_of
+from services.trainer.cluster.manifests import (
+    Manifest,
+    job_manifest,
+    run_name,
+    secret_manifest,
+    service_manifest,
+    spec_hash,
+)
+from services.trainer.cluster.settings import KubernetesSettings
+from services.trainer.cluster.view import ClusterView
+from services.trainer.following import read_status
+from services.trainer.job import JobFailure, TrainingJob
+from services.trainer.run.violations import EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK_S = 10.0
+"""How often a run is looked at though nothing changed: time itself may have decided."""
+_STARTING = RunWait(reason=None, message="the cluster starts the run")
+_AWAY = RunWait(reason=None, message="the cluster does not answer; it is asked again")
+
+
+class ClusterRun:
+    """See `ActiveRun`. `uid` is that of the Job, where it is there already."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        settings: KubernetesSettings,
+        api: ClusterApi,
+        view: ClusterView,
+        ca: bytes | None,
+        uid: str | None = None,
+    ) -> None:
+        self._job, self._settings, self._api, self._view = job, settings, api, view
+        self._name, self._output = run_name(job), Path(job.tree["output"])
+        self._ca, self._uid = ca, uid
+        self._stop = asyncio.Event()
+        self._changed: asyncio.Event | None = None
+        self._is_deleted = False
+        self._given_up: JobFailure | None = None
+        self._waiting = _STARTING if uid is None else None
+
+    @property
+    def waiting(self) -> RunWait | None:
+        """Why it does not go on at the moment."""
+        return self._waiting
+
+    async def stop(self) -> None:
+        """Have the Job deleted; its pods get the time to write their checkpoint first."""
+        self._stop.set()
+        if self._changed is not None:
+            self._changed.set()
+
+    async def ended(self) -> RunEnd:
+        """Create what is missing and follow it to the end."""
+        backoff = Backoff()
+        with self._view.changes_of(self._name) as changed:
+            self._changed = changed
+            while True:
+                changed.clear()
+                try:
+                    end = await self._advance()
+                except ClusterAwayError as error:
+                    self._waiting = self._waiting and _AWAY
+                    await backoff.pause(error)
+                    continue
+                except (ClusterRefusedError, AlreadyThereError) as error:
+                    return self._refused(error)
+                if end is not None:
+                    return end
+                backoff.reset()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), _LOOK_S)
+
+    async def _advance(self) -> RunEnd | None:
+        """Do what is to be done now; the end, if this is it."""
+        if self._uid is None:
+            self._uid = await self._create()
+        job = await self._find()
+        if job is None:
+            return await asyncio.to_thread(self._end_without_job)
+        pods = self._view.pods(self._name)
+        end = end_of(job, pods)
+        if end is not None:
+            return end
+        wait = wait_of(job, pods)
+        self._waiting = self._told(wait)
+        if wait is not None:
+            await self._create_companions(self._uid)
+        if wait is not None and self._is_overdue(wait) and wait.wait.reason is not None:
+            self._given_up = JobFailure(reason=wait.wait.reason, message=wait.wait.message)
+        if (self._given_up is not None or self._stop.is_set()) and not self._is_deleted:
+            with suppress(AlreadyThereError):  # the name has another Job: this one is gone
+                await self._api.delete_job(self._name, uid=self._uid)
+            self._is_deleted = True
+        return None
+
+    async def _create(self) -> str:
+        """Create the Job, or find the one that was created for this attempt; its uid."""
+        manifest = job_manifest(self._settings, self._job)
+        try:
+            job = await self._api.create(manifest)
+        except AlreadyThereError:
+            found = await self._api.find_job(self._name)
+            if found is None:
+                raise ClusterAwayError("a Job of the same name is only just going") from None
+            if spec_hash(found) != spec_hash(manifest):
+                raise
+            job = found
+        uid: str = job["metadata"]["uid"]
+        return uid
+
+    async def _create_companions(self, uid: str) -> None:
+        """Create what the pods need, unless it is there. Again and again while they have not begun:
+        what an earlier Job of the same name left is removed by the cluster at some time."""
+        companions = [secret_manifest(self._settings, self._job, owner_uid=uid, ca=self._ca)]
+        if self._settings.kubernetes_node_count > 1:
+            companions.append(service_manifest(self._settings, self._job, owner_uid=uid))
+        for manifest in companions:
+            with suppress(AlreadyThereError):
+                await self._api.create(manifest)
+
+    async def _find(self) -> Manifest | None:
+        """The Job; that it is gone is believed only if the cluster itself says so."""
+        job = self._view.job(self._name) or await self._api.find_job(self._name)
+        return job if job is not None and job["metadata"]["uid"] == self._uid else None
+
+    def _told(self, wait: PodWait | None) -> RunWait | None:
+        """What to say of a wait: what began it, until something else is wrong or it is over."""
+        if wait is None:
+            return None
+        began = self._waiting
+        if wait.wait.reason is None and began is not None and began.reason is not None:
+            return began
+        return wait.wait
+
+    def _is_overdue(self, wait: PodWait) -> bool:
+        patience = timedelta(seconds=self._settings.kubernetes_pending_s)
+        return wait.since is not None and datetime.now(UTC) - wait.since > patience
+
+    def _end_without_job(self) -> RunEnd:
+        """What became of a run whose Job is gone: its own status file knows."""
+        status = read_status(self._output)
+        state = status.get("state")
+        if state == "succeeded":
+            return RunEnd(exit_code=0)
+        if self._given_up is not None:
+            return RunEnd(exit_code=EXIT_FAILED, failure=self._given_up)
+        if self._stop.is_set():
+            return RunEnd(exit_code=EXIT_STOPPED)
+        if state in ("failed", "refused"):
+            return RunEnd(exit_code=EXIT_FAILED if state == "failed" else EXIT_REFUSED)
+        _LOGGER.error("the Job of a run is gone", extra={"job": self._job.id, "run": self._name})
+        message = "the run is gone and left no word of how it ended; it can be resumed"
+        return RunEnd(exit_code=EXIT_FAILED, failure=JobFailure(reason="LOST", message=message))
+
+    def _refused(self, error: Exception) -> RunEnd:
+        extra = {"job": self._job.id, "run": self._name, "why": str(error)}
+        _LOGGER.error("the cluster refuses a run", extra=extra)
+        message = "the cluster refused the run; the server's log has why"
+        failure = JobFailure(reason="CLUSTER_REFUSED", message=message)
+        return RunEnd(exit_code=EXIT_FAILED, failure=failure)
