@@ -1,17 +1,18 @@
 """`python -m models.recipe STAGE`: makes the embedded model, from drawings to the shipped folder.
 
     data         fetch the drawings, pose them, learn the tokenizer
+    adopt        optional: start from the weights of the model in --target
     autoencoder  pictures to latents and back
     text         what captions mean
-    latents      encode all views
+    latents      encode pictures of every drawing
     denoiser     the model itself
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
     judge        train the classifier that rates the pictures
     evaluate     draw everything, rate it, make the sheets
-    all          all of these in order, without decoder
+    all          all of these in order, without adopt and decoder
 
-Every stage resumes; one that is done returns at once. Runs on two CPU cores or on one GPU.
+Every stage resumes; one that is done returns at once. Runs on CPU cores or on one GPU.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from models.recipe import evaluate, export, judge, stages
+import torch
+
+from models.recipe import adopt, evaluate, export, judge, stages
+from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("data", "autoencoder", "text", "latents", "denoiser", "decoder"),
+    *("data", "adopt", "autoencoder", "text", "latents", "denoiser", "decoder"),
     *("export", "judge", "evaluate"),
 )
+OPTIONAL = ("adopt", "decoder")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stages that the command line names."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    chosen = [name for name in STAGES if name != "decoder"]
+    chosen = [name for name in STAGES if name not in OPTIONAL]
     for name in chosen if options.stage == "all" else [options.stage]:
         _actions(options)[name]()
 
@@ -44,20 +49,24 @@ def main(arguments: list[str] | None = None) -> None:
 def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     root: Path = options.work_dir
     work, target = WorkDir(root=root), options.target
+    machine = stages.Machine(device=options.device, process_count=options.processes)
     budget = stages.Budget(
         autoencoder_scale=options.autoencoder_scale,
         text_minutes=options.text_minutes,
-        denoiser_scale=options.denoiser_scale,
+        sample_count=options.samples,
+        denoiser_minutes=options.denoiser_minutes,
+        latent_chunks=options.latent_chunks,
     )
     return {
         "data": lambda: stages.prepare_data(root),
-        "autoencoder": lambda: stages.train_autoencoder(root, budget),
-        "text": lambda: stages.train_text(root, budget),
-        "latents": lambda: stages.encode_latents(root),
-        "denoiser": lambda: stages.train_denoiser(root, budget),
-        "decoder": lambda: stages.polish_decoder(root),
+        "adopt": lambda: adopt.adopt(target, work),
+        "autoencoder": lambda: stages.train_autoencoder(root, machine, budget),
+        "text": lambda: stages.train_text(root, machine, budget),
+        "latents": lambda: stages.encode_latents(root, machine, budget),
+        "denoiser": lambda: stages.train_denoiser(root, machine, budget),
+        "decoder": lambda: stages.polish_decoder(root, machine),
         "export": lambda: export.export(work, target),
-        "judge": lambda: judge.train_judge(work, options.judge_minutes),
+        "judge": lambda: judge.train_judge(work, options.device, options.judge_minutes),
         "evaluate": lambda: evaluate.evaluate(work, target, ROOT / "docs"),
     }
 
@@ -70,11 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = stages.Budget()
     parser.add_argument("stage", choices=(*STAGES, "all"), nargs="?", default="all")
-    parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "emoji")
+    parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "emoji-2")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "limner-emoji")
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
-    parser.add_argument("--denoiser-scale", type=float, default=default.denoiser_scale)
+    parser.add_argument("--samples", type=int, default=default.sample_count)
+    parser.add_argument("--denoiser-minutes", type=float, default=default.denoiser_minutes)
+    parser.add_argument("--latent-chunks", type=int, default=default.latent_chunks)
+    parser.add_argument("--device", type=torch.device, default=pick_device())
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU")
     parser.add_argument("--judge-minutes", type=float, default=judge.TRAINING_MINUTES)
     return parser
 

@@ -24,7 +24,7 @@ CROP = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """How one part of the training differs from the other. `batch` is for one CPU process."""
+    """How one part of the training differs from the other. `batch` is for all CPU processes."""
 
     minutes: float
     batch: int
@@ -38,7 +38,7 @@ class Phase:
 PHASES = (
     Phase(
         minutes=14.0,
-        batch=8,
+        batch=16,
         learning_rate=1.2e-3,
         ema_decay=0.995,
         white_share=0.4,
@@ -47,7 +47,7 @@ PHASES = (
     ),
     Phase(
         minutes=15.5,
-        batch=4,
+        batch=8,
         learning_rate=1e-3,
         ema_decay=0.997,
         white_share=0.7,
@@ -57,7 +57,7 @@ PHASES = (
 )
 DECODER_PHASE = Phase(
     minutes=7.0,
-    batch=8,
+    batch=16,
     learning_rate=6e-4,
     ema_decay=0.99,
     white_share=0.7,

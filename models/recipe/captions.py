@@ -13,8 +13,8 @@ from random import Random
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
 
-STYLES = ("3d", "flat")
-STYLE_NAMED_SHARE = {"3d": 0.25, "flat": 1.0}
+STYLES = ("3d", "flat", "line")
+STYLE_NAMED_SHARE = {"3d": 0.25, "flat": 1.0, "line": 1.0}
 """How often a caption names its style: who names none gets 3d."""
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -36,13 +36,36 @@ COLOUR_SPELLINGS: dict[str, tuple[str, ...]] = {
     "light blue": ("light blue", "sky blue"),
 }
 
+OBJECT_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+"""Colours that a thing may be asked for in: 'a blue apple'."""
+COLOUR_WORDS = frozenset(
+    (*OBJECT_COLOURS, "black", "white", "grey", "brown", "light", "gold", "golden")
+)
+
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "whole": ("",),
+    "small": ("small", "tiny"),
+    "top left": ("in the top left corner", "in the top left", "in the corner"),
+    "top right": ("in the top right corner", "in the top right", "in the corner"),
+    "bottom left": ("in the bottom left corner", "in the bottom left", "in the corner"),
+    "bottom right": ("in the bottom right corner", "in the bottom right", "in the corner"),
+    "left": ("on the left", "on the left side"),
+    "right": ("on the right", "on the right side"),
+    "two": ("two",),
+    "three": ("three",),
+    "four": ("four",),
+}
+"""How things lie on the canvas, and what captions call it."""
+COUNTS = ("two", "three", "four")
+
 _ARTICLES = ("a ", "an ", "the ")
 _LEADS = ("picture", "image", "drawing", "illustration", "photo", "icon", "emoji")
-_FILLERS = ("cute", "nice", "beautiful", "big", "little", "small", "simple", "single", "lovely")
-_STYLE_NAMES = {"3d": ("3d",), "flat": ("flat",)}
+_FILLERS = ("cute", "nice", "beautiful", "simple", "single", "lovely")
+_STYLE_NAMES = {"3d": ("3d",), "flat": ("flat",), "line": ("line", "line art")}
 _STYLE_TAILS = {
     "3d": ("3d", "in 3d", "3d style", "in 3d style", "3d render"),
     "flat": ("flat", "flat style", "in flat style", "flat design", "flat icon"),
+    "line": ("line", "line style", "in line style", "line art", "black and white line drawing"),
 }
 
 
@@ -53,7 +76,17 @@ class Concept:
     label: str
     phrase: str
     synonyms: tuple[str, ...]
-    may_mirror: bool
+
+    @property
+    def colourless_names(self) -> tuple[str, ...]:
+        """Names, without article, that do not say a colour: what 'a blue …' may continue with."""
+        bare = (strip_article(name) for name in self.names)
+        return tuple(name for name in bare if not COLOUR_WORDS & set(name.split()))
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether the phrase has an indefinite article, so that there can be two."""
+        return self.phrase.startswith(("a ", "an "))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,14 +115,13 @@ def parse_concepts(text: str) -> tuple[Concept, ...]:
 
 def _parse_line(line: str, number: int) -> Concept:
     fields = [field.strip() for field in line.split("|")]
-    if not 2 <= len(fields) <= 4 or not fields[0] or not fields[1]:
-        raise ValueError(f"line {number}: expected 'label | phrase | synonyms | flags'")
-    fields += [""] * (4 - len(fields))
-    synonyms = tuple(name.strip() for name in fields[2].split(",") if name.strip())
-    if fields[3] not in ("", "fixed"):
-        raise ValueError(f"line {number}: unknown flag {fields[3]!r}")
+    if not 2 <= len(fields) <= 3 or not fields[0] or not fields[1]:
+        raise ValueError(f"line {number}: expected 'label | phrase | synonyms'")
+    synonyms = fields[2].split(",") if len(fields) == 3 else ()
     return Concept(
-        label=fields[0], phrase=fields[1], synonyms=synonyms, may_mirror=fields[3] != "fixed"
+        label=fields[0],
+        phrase=fields[1],
+        synonyms=tuple(name.strip() for name in synonyms if name.strip()),
     )
 
 
@@ -111,33 +143,60 @@ def article_for(word: str) -> str:
     return "an" if word[0] in "aeio" else "a"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """What a caption may say about a picture beside thing and style.
+
+    `background` None is plain white, not mentioned; `colour` None is the thing's own.
+    """
+
+    background: str | None = None
+    colour: str | None = None
+    layout: str = "whole"
+
+
+PLAIN = Scene()
+
+
+def draw_any_scene(concept: Concept, random: Random) -> Scene:
+    """Half with a background, some in a colour, some laid out; not both."""
+    background = None if random.random() < 0.5 else random.choice(tuple(BACKGROUNDS))
+    roll = random.random()
+    if roll < 0.2 and concept.colourless_names:
+        return Scene(background=background, colour=random.choice(OBJECT_COLOURS))
+    if roll < 0.4:
+        layouts = [name for name in LAYOUTS if concept.is_countable or name not in COUNTS]
+        return Scene(background=background, layout=random.choice(layouts))
+    return Scene(background=background)
+
+
 def known_words(concepts: Sequence[Concept]) -> list[str]:
     """Every word that a caption may hold, sorted."""
     phrases = [*_ARTICLES, *_LEADS, *_FILLERS, *BACKGROUNDS, "of", "on", "with", "background"]
     phrases += [name for concept in concepts for name in concept.names]
+    phrases += [plural(strip_article(c.phrase)) for c in concepts if c.is_countable]
     phrases += [tail for tails in _STYLE_TAILS.values() for tail in tails]
+    phrases += [name for names in _STYLE_NAMES.values() for name in names]
     phrases += [word for spellings in COLOUR_SPELLINGS.values() for word in spellings]
+    phrases += [phrase for ways in LAYOUTS.values() for phrase in ways]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
 def draw_caption(
     concept: Concept,
     style: str,
-    background: str | None,
+    scene: Scene,
     random: Random,
     *,
     style_named: bool | None = None,
 ) -> str:
     """One caption out of the many that describe this picture.
 
-    `background` None means plain white, not mentioned. `style_named` says whether the style is
-    mentioned; None leaves that to `STYLE_NAMED_SHARE`.
+    `style_named` says whether the style is mentioned; None leaves that to `STYLE_NAMED_SHARE`.
     """
     if style_named is None:
         style_named = random.random() < STYLE_NAMED_SHARE[style]
-    phrase = concept.phrase if random.random() < 0.5 else random.choice(concept.names)
-    bare = strip_article(phrase)
-    had_article = bare != phrase
+    bare, had_article = _thing(concept, scene, random)
     adjectives = [random.choice(_FILLERS)] if random.random() < 0.08 else []
     tail = ""
     if style_named:
@@ -145,19 +204,67 @@ def draw_caption(
             adjectives.insert(0, random.choice(_STYLE_NAMES[style]))
         else:
             tail = random.choice((" ", ", ")) + random.choice(_STYLE_TAILS[style])
+    if scene.layout == "small":
+        adjectives.insert(0, random.choice(LAYOUTS["small"]))
     caption = " ".join([*adjectives, bare])
-    roll = random.random()
-    if had_article and roll < 0.65:
-        caption = phrase if caption == bare else f"{article_for(caption)} {caption}"
-    elif had_article and roll < 0.72:
-        caption = f"the {caption}"
+    if scene.layout in COUNTS:
+        caption = f"{scene.layout} {caption}"
+    else:
+        roll = random.random()
+        if had_article and roll < 0.65:
+            caption = f"{article_for(caption)} {caption}"
+        elif had_article and roll < 0.72:
+            caption = f"the {caption}"
     if random.random() < 0.2:
         lead = random.choice(_LEADS)
         caption = f"{random.choice((article_for(lead) + ' ', ''))}{lead} of {caption}"
+    if scene.layout not in ("whole", "small", *COUNTS):
+        caption += f" {random.choice(LAYOUTS[scene.layout])}"
     caption += tail
-    if background is not None:
-        caption += _background_phrase(background, random)
+    if scene.background is not None:
+        caption += _background_phrase(scene.background, random)
     return caption
+
+
+def _thing(concept: Concept, scene: Scene, random: Random) -> tuple[str, bool]:
+    """Name without article, with colour and in the plural if asked; and whether it had one."""
+    if scene.colour is not None:
+        return f"{scene.colour} {random.choice(concept.colourless_names)}", True
+    if scene.layout in COUNTS:
+        return plural(strip_article(concept.phrase)), True
+    phrase = concept.phrase if random.random() < 0.5 else random.choice(concept.names)
+    bare = strip_article(phrase)
+    return bare, bare != phrase
+
+
+_IRREGULAR = {
+    **{"man": "men", "woman": "women", "person": "people", "child": "children", "mouse": "mice"},
+    **{"foot": "feet", "tooth": "teeth", "goose": "geese", "wolf": "wolves", "leaf": "leaves"},
+    **{"knife": "knives", "ox": "oxen", "elf": "elves", "scarf": "scarves", "loaf": "loaves"},
+    **{name: name for name in ("fish", "deer", "moose", "bison", "shrimp", "squid", "rice")},
+}
+_AFTER_HEAD = frozenset(
+    ("of", "with", "without", "in", "on", "behind", "and", "facing", "showing", "getting")
+)
+
+
+def plural(bare: str) -> str:
+    """'slice of pizza' -> 'slices of pizza'; the head noun stands before any preposition."""
+    words = bare.split()
+    places = [index for index, word in enumerate(words) if index and word in _AFTER_HEAD]
+    head = 0 if words[0] == "person" else (places[0] if places else len(words)) - 1
+    words[head] = _plural_word(words[head])
+    return " ".join(words)
+
+
+def _plural_word(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if word.endswith(("s", "x", "ch", "sh")):
+        return f"{word}es"
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}s"
 
 
 def _background_phrase(background: str, random: Random) -> str:

@@ -1,7 +1,8 @@
 """Turns drawings into training views: RGBA pictures with varied pose, on any background.
 
-Called by every training stage. A *view* is one pose of one drawing (scale, shift, mirror) as
-premultiplied RGBA, so that compositing on a colour is one multiply-add. Does not write captions.
+Called by every training stage. A *view* is one pose of one drawing (scale, shift) as premultiplied
+RGBA, so that compositing on a colour is one multiply-add. Nothing is mirrored: mixed with mirrored
+views, a cat gets two tails. Does not write captions.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ from models.recipe.sources import EMOJIBASE, Drawings, fetch, hexcodes_by_label
 
 SOURCE_SIZE = 256
 IMAGE_SIZE = 128
-VIEW_COUNT = 20
+VIEW_COUNT = 6
 MIN_SCALE, MAX_SCALE = 0.78, 0.98
 MAX_SHIFT_PX = 6
-UNMIRRORED_VIEW_COUNT = 5
-"""What the denoiser learns from: mixed with mirrored views, a cat gets two tails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ class Drawing:
 class Dataset:
     """All views of all drawings.
 
-    `views`: uint8 [drawing, view, 4, 128, 128], premultiplied. View 0 is centred, unmirrored.
+    `views`: uint8 [drawing, view, 4, 128, 128], premultiplied. View 0 is centred.
     """
 
     concepts: tuple[Concept, ...]
@@ -62,10 +61,15 @@ def composite(views_B4HW: Tensor, colours_B3: Tensor) -> Tensor:
     return blended.clamp(0.0, 255.0) / 127.5 - 1.0
 
 
-def pose(source: Image.Image, scale: float, shift: tuple[int, int], mirror: bool) -> np.ndarray:
+def ink(view_4HW: Tensor, style: str, background: str | None) -> Tensor:
+    """A premultiplied view, 0 to 255, with lines turned white where black would not show."""
+    if style != "line" or background != "black":
+        return view_4HW
+    return view_4HW[3:].expand(4, -1, -1).clone()
+
+
+def pose(source: Image.Image, scale: float, shift: tuple[int, int]) -> np.ndarray:
     """Place a premultiplied source on a 128 px canvas; uint8 [4, 128, 128]."""
-    if mirror:
-        source = source.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     side = round(IMAGE_SIZE * scale)
     small = source.resize((side, side), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
@@ -74,18 +78,16 @@ def pose(source: Image.Image, scale: float, shift: tuple[int, int], mirror: bool
     return np.asarray(canvas).transpose(2, 0, 1)
 
 
-def draw_views(rgba: np.ndarray, count: int, random: Random, *, may_mirror: bool) -> np.ndarray:
-    """Poses of one drawing, uint8 [count, 4, 128, 128]; the first is centred and unmirrored."""
+def draw_views(rgba: np.ndarray, count: int, random: Random) -> np.ndarray:
+    """Poses of one drawing, uint8 [count, 4, 128, 128]; the first is centred."""
     source = Image.fromarray(rgba, "RGBA").convert("RGBa")
-    views = [pose(source, 0.9, (0, 0), False)]
+    views = [pose(source, 0.9, (0, 0))]
     while len(views) < count:
-        scale = random.uniform(MIN_SCALE, MAX_SCALE)
         shift = (
             random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
             random.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX),
         )
-        mirror = may_mirror and len(views) >= UNMIRRORED_VIEW_COUNT and random.random() < 0.5
-        views.append(pose(source, scale, shift, mirror))
+        views.append(pose(source, random.uniform(MIN_SCALE, MAX_SCALE), shift))
     return np.stack(views)
 
 
@@ -111,15 +113,14 @@ def build_views(work_dir: Path, view_count: int = VIEW_COUNT, seed: int = 0) -> 
     hexcodes = hexcodes_by_label(fetch(EMOJIBASE, raw_dir))
     art = Drawings(raw_dir)
     random = Random(seed)
-    drawings: list[tuple[int, str]] = []
-    views: list[np.ndarray] = []
-    for concept_index, concept in enumerate(concepts):
-        for style in STYLES:
-            rgba = art.rgba(style, hexcodes[concept.label], SOURCE_SIZE)
-            views.append(draw_views(rgba, view_count, random, may_mirror=concept.may_mirror))
-            drawings.append((concept_index, style))
+    drawings = [(index, style) for index in range(len(concepts)) for style in STYLES]
+    shape = (len(drawings), view_count, 4, IMAGE_SIZE, IMAGE_SIZE)
     partial = work_dir / "views.partial.npy"
-    np.save(partial, np.stack(views))
+    views = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+    for place, (concept_index, style) in enumerate(drawings):
+        rgba = art.rgba(style, hexcodes[concepts[concept_index].label], SOURCE_SIZE)
+        views[place] = draw_views(rgba, view_count, random)
+    views.flush()
     os.replace(partial, work_dir / "views.npy")
     index = {"labels": [concept.label for concept in concepts], "drawings": drawings}
     (work_dir / "views.json").write_text(json.dumps(index))

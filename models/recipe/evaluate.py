@@ -1,8 +1,9 @@
-"""Stage 6: draw every concept in every style, rate the pictures, make the sheets.
+"""Stage 6: draw what was taught and what was held back, rate it, make the sheets.
 
 Called by the command line after `export` and `judge`. Everything is drawn by the stock pipeline
-from the shipped folder at its recommended settings; seeds are fixed, nothing is picked. Writes
-`evaluation.json` and `sheet.webp` into that folder and `contact-sheet.png` into the documentation.
+from the folder at its recommended settings; seeds are fixed, nothing is picked. Writes
+`evaluation.json` into that folder, the README's sheet into the documentation, and pages with the
+truth beside what was drawn into the work folder.
 """
 
 from __future__ import annotations
@@ -10,29 +11,37 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from models.recipe import judge, sheets
-from models.recipe.captions import BACKGROUNDS, STYLES, Concept, article_for, load_concepts
-from models.recipe.dataset import load_dataset
-from models.recipe.drawing import Order, Painter
+from models.recipe import judge, measures, sheets
+from models.recipe.captions import BACKGROUNDS, article_for
+from models.recipe.dataset import Dataset, load_dataset
+from models.recipe.drawing import SAMPLERS, Order, Painter
 from models.recipe.export import weights_digest
+from models.recipe.questions import (
+    COLOUR,
+    TRAINED,
+    Question,
+    choose_questions,
+    read_scope,
+)
 from models.recipe.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
-SEEDS = (0, 1)
 PRECISION = "bfloat16"
 """As the diffusion service computes on a CPU that can."""
+QUESTION_COUNT = 300
+SAMPLER_QUESTION_COUNT = 30
+STEP_COUNTS = (4, 10, 20, 50)
+DIVERSITY_COUNT = 60
+PAGE_COUNT = 100
 BACKGROUND_THINGS = ("a cat", "a rocket", "a house", "a guitar")
-CORNER_PX = 12
 README_SHEET_MAX_BYTES = 400_000
-CARD_SHEET_MAX_BYTES = 500_000
 README_PROMPTS = (
     *("a red apple", "a dog face", "a slice of pizza", "a rocket"),
     *("a house", "a guitar", "a smiling face", "a cat on a blue background"),
@@ -49,100 +58,168 @@ README_PROMPTS = (
 """Chosen before anything was drawn; always at seed 0."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Everything drawn for the evaluation: uint8 [seed, concept, 128, 128, 3] for each style."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extent:
+    """How much to draw. The default takes a GPU seconds and two CPU cores a quarter of an hour."""
 
-    pictures: dict[str, np.ndarray]
-
-    def flat(self, style: str) -> np.ndarray:
-        """All seeds of a style one after the other."""
-        return self.pictures[style].reshape(-1, *self.pictures[style].shape[2:])
-
-
-def evaluate(work: WorkDir, folder: Path, docs: Path) -> dict[str, object]:
-    """Measure the model in `folder`; returns what it wrote to `evaluation.json`."""
-    painter = Painter(folder, precision=PRECISION)
-    return measure(work, painter, draw_gallery(painter, load_concepts()), folder, docs)
+    question_count: int = QUESTION_COUNT
+    sampler_question_count: int = SAMPLER_QUESTION_COUNT
+    step_counts: tuple[int, ...] = STEP_COUNTS
+    diversity_count: int = DIVERSITY_COUNT
 
 
-def measure(
-    work: WorkDir, painter: Painter, gallery: Gallery, folder: Path, docs: Path
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """Questions with what was drawn for them: uint8 [question, 128, 128, 3]."""
+
+    questions: tuple[Question, ...]
+    pictures: np.ndarray
+
+    def of(self, kind: str, style: str | None = None) -> Answers:
+        """Those of one kind, and of one style if it is given."""
+        chosen = [
+            index
+            for index, question in enumerate(self.questions)
+            if question.kind == kind and style in (None, question.style)
+        ]
+        return Answers(
+            questions=tuple(self.questions[index] for index in chosen),
+            pictures=self.pictures[chosen],
+        )
+
+
+def evaluate(
+    work: WorkDir, folder: Path, docs: Path | None, extent: Extent | None = None
 ) -> dict[str, object]:
-    """Rate a gallery that `painter` drew, and write reports and sheets."""
-    concepts = load_concepts()
+    """Measure the model in `folder`; returns what it wrote to `evaluation.json`.
+
+    `docs` None leaves the README's sheet as it is.
+    """
+    extent = extent or Extent()
+    painter = Painter.load(folder, precision=PRECISION)
+    dataset = load_dataset(work.root)
+    questions = choose_questions(dataset.concepts, read_scope(folder), extent.question_count)
+    answers = ask(painter, questions)
+    trained = answers.of(TRAINED).questions
     report: dict[str, object] = {
         "weights_sha256": weights_digest(folder),
         "settings": {**asdict(painter.settings), "precision": painter.precision},
-        "seeds": list(SEEDS),
-        "concept_count": len(concepts),
-        "judge": {name: asdict(rating) for name, rating in judge.examine(work).items()},
-        "styles": rate_styles(work, gallery, concepts),
-        "diversity": diversity(gallery.pictures["3d"], concepts),
+        "concept_count": len(read_scope(folder).concept_indexes),
+        "judge": _judge_report(work, dataset, answers),
+        "pictures": rate_answers(work, dataset, answers),
+        "distance": distances(work, dataset, answers),
+        "samplers": rate_samplers(work, dataset, painter, trained, extent),
+        "diversity": diversity(painter, trained[: extent.diversity_count]),
         "repeatability": repeatability(painter),
         "backgrounds": background_accuracy(painter),
     }
-    make_sheets(work, painter, gallery, folder, docs)
+    make_sheets(work, painter, dataset, answers, docs)
     (folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
     logger.info("%s", summary(report))
     return report
 
 
-def prompt_for(concept: Concept, style: str) -> str:
-    """What a user types: 3d is what they get without asking."""
-    return concept.phrase if style == "3d" else f"{concept.phrase}, {style} style"
+def ask(painter: Painter, questions: Sequence[Question]) -> Answers:
+    """Draw every question at the painter's settings."""
+    pictures = painter.draw([question.order for question in questions])
+    return Answers(questions=tuple(questions), pictures=pictures)
 
 
-def draw_gallery(painter: Painter, concepts: Sequence[Concept]) -> Gallery:
-    """Every concept in every style at every seed."""
-    pictures = {}
-    for style in STYLES:
-        orders = [
-            Order(prompt=prompt_for(concept, style), seed=seed)
-            for seed in SEEDS
-            for concept in concepts
-        ]
-        drawn = painter.draw(orders)
-        pictures[style] = drawn.reshape(len(SEEDS), len(concepts), *drawn.shape[1:])
-        logger.info("drew %d pictures, %s", len(orders), style)
-    return Gallery(pictures=pictures)
+def rate_answers(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, dict[str, object]]:
+    """The judge's verdict for each kind and style, with every miss by name."""
+    model = judge.load_judge(work, len(dataset.concepts))
+    groups = sorted({(question.kind, question.style) for question in answers.questions})
+    return {
+        f"{kind}, {style}": rate_group(model, dataset, answers.of(kind, style))
+        for kind, style in groups
+    }
 
 
-def as_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], as the judge wants them."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[str, object]:
+    """One rating; where a colour was asked for, also how often thing and colour are right."""
+    names = [*(concept.label for concept in dataset.concepts), "none"]
+    pictures = measures.as_tensor(answers.pictures)
+    truth = torch.tensor([question.concept_index for question in answers.questions])
+    named = judge.logits_of(model, pictures)[:, :-1].argmax(1)
+    rating: dict[str, object] = asdict(judge.rate(model, pictures, truth))
+    best = judge.logits_of(model, pictures).argmax(1)
+    misses = [
+        {"prompt": question.prompt, "judged": names[guess]}
+        for question, guess in zip(answers.questions, best.tolist(), strict=True)
+        if guess != question.concept_index
+    ]
+    if answers.questions and answers.questions[0].kind == COLOUR:
+        seen = measures.thing_colours(answers.pictures)
+        asked = [question.colour for question in answers.questions]
+        coloured = [a == b for a, b in zip(seen, asked, strict=True)]
+        both = [c and bool(n) for c, n in zip(coloured, named == truth, strict=True)]
+        rating |= {"colour": measures.share(coloured), "named_and_colour": measures.share(both)}
+    return {"count": len(answers.questions), **rating, "misses": misses}
 
 
-def rate_styles(
-    work: WorkDir, gallery: Gallery, concepts: Sequence[Concept]
-) -> dict[str, dict[str, object]]:
-    """The judge's verdict for each style, with every miss by name."""
-    model = judge.load_judge(work, len(concepts))
-    names = [*(concept.label for concept in concepts), "none"]
-    truth = torch.arange(len(concepts)).repeat(len(SEEDS))
-    report: dict[str, dict[str, object]] = {}
-    for style in STYLES:
-        pictures = as_tensor(gallery.flat(style))
-        best = judge.logits_of(model, pictures).argmax(1)
-        misses = [
-            {"seed": SEEDS[i // len(concepts)], "drawn": names[right], "judged": names[guess]}
-            for i, (right, guess) in enumerate(zip(truth.tolist(), best.tolist(), strict=True))
-            if right != guess
-        ]
-        rating = judge.rate(model, pictures, truth)
-        report[style] = {**asdict(rating), "misses": misses}
+def _drawings(dataset: Dataset, answers: Answers) -> list[int]:
+    places = {(d.concept_index, d.style): place for place, d in enumerate(dataset.drawings)}
+    return [places[question.concept_index, question.style] for question in answers.questions]
+
+
+def _judge_report(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, object]:
+    ratings = judge.examine(work, _drawings(dataset, answers.of(TRAINED)))
+    return {name: asdict(rating) for name, rating in ratings.items()}
+
+
+def distances(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, float]:
+    """Fréchet distance in the judge's features to the originals of the same trained pairs.
+
+    Beside it the same for originals through the autoencoder, which the model cannot beat.
+    """
+    model = judge.load_judge(work, len(dataset.concepts))
+    trained = answers.of(TRAINED)
+    originals = judge.unseen_views(dataset, _drawings(dataset, trained))
+    reference = judge.features_of(model, originals)
+    versions = {
+        "drawn": measures.as_tensor(trained.pictures),
+        "originals through the autoencoder": judge.reconstruct(work, originals),
+    }
+    return {
+        name: measures.frechet_distance(judge.features_of(model, pictures), reference)
+        for name, pictures in versions.items()
+    }
+
+
+def rate_samplers(
+    work: WorkDir,
+    dataset: Dataset,
+    painter: Painter,
+    questions: Sequence[Question],
+    extent: Extent,
+) -> dict[str, dict[str, float]]:
+    """Right first, for every sampler at every count of steps, on some of the trained pairs."""
+    model = judge.load_judge(work, len(dataset.concepts))
+    asked = questions[: extent.sampler_question_count]
+    truth = torch.tensor([question.concept_index for question in asked])
+    orders = [question.order for question in asked]
+    report: dict[str, dict[str, float]] = {}
+    for name in SAMPLERS:
+        report[name] = {}
+        for step_count in extent.step_counts:
+            settings = replace(painter.settings, sampler=name, step_count=step_count)
+            pictures = measures.as_tensor(painter.draw(orders, settings))
+            report[name][str(step_count)] = judge.rate(model, pictures, truth).top1
     return report
 
 
-def diversity(pictures: np.ndarray, concepts: Sequence[Concept]) -> dict[str, object]:
-    """How much two seeds differ: root mean square of 8-bit pixels, mean and least over concepts."""
-    first, second = pictures[0].astype(np.float64), pictures[1].astype(np.float64)
-    distances = np.sqrt(np.square(first - second).mean(axis=(1, 2, 3)))
-    least = int(distances.argmin())
+def diversity(painter: Painter, questions: Sequence[Question]) -> dict[str, object]:
+    """How much two seeds differ: root mean square of 8-bit pixels, mean and least over prompts."""
+    first, second = (
+        painter.draw([Order(prompt=question.prompt, seed=seed) for question in questions])
+        for seed in (0, 1)
+    )
+    apart = measures.rms_difference(first, second)
+    least = int(apart.argmin())
     return {
-        "rms_mean": round(float(distances.mean()), 2),
-        "rms_least": round(float(distances[least]), 2),
-        "least_diverse": concepts[least].label,
+        "rms_mean": round(float(apart.mean()), 2),
+        "rms_least": round(float(apart[least]), 2),
+        "least_diverse": questions[least].prompt,
     }
 
 
@@ -168,7 +245,7 @@ def background_accuracy(painter: Painter) -> dict[str, object]:
         for name in names
         for thing in BACKGROUND_THINGS
     ]
-    seen = corner_colours(painter.draw(orders))
+    seen = measures.corner_colours(painter.draw(orders))
     palette = np.array(list(BACKGROUNDS.values()), dtype=np.float64)
     nearest = np.linalg.norm(seen[:, None] - palette, axis=2).argmin(1)
     errors = np.abs(seen - palette[[names.index(name) for name in asked]]).mean(1)
@@ -185,58 +262,39 @@ def background_accuracy(painter: Painter) -> dict[str, object]:
     }
 
 
-def corner_colours(pictures: np.ndarray) -> np.ndarray:
-    """Median colour of the four corners: uint8 [N, H, W, 3] to float64 [N, 3]."""
-    near, far = slice(None, CORNER_PX), slice(-CORNER_PX, None)
-    corners = [pictures[:, y, x] for y in (near, far) for x in (near, far)]
-    pixels = np.stack(corners, axis=1).reshape(len(pictures), -1, 3)
-    colours: np.ndarray = np.median(pixels, axis=1)
-    return colours
-
-
 def make_sheets(
-    work: WorkDir, painter: Painter, gallery: Gallery, folder: Path, docs: Path
+    work: WorkDir, painter: Painter, dataset: Dataset, answers: Answers, docs: Path | None
 ) -> None:
-    """The README's sheet, the card's, and pages with the truth beside what was drawn."""
-    chosen = painter.draw([Order(prompt=prompt, seed=0) for prompt in README_PROMPTS])
-    page = sheets.contact_sheet(list(chosen), 8, captions=README_PROMPTS)
-    sheets.save_png(page, docs / "contact-sheet.png", README_SHEET_MAX_BYTES)
-    pairs = np.stack([gallery.pictures[style][0] for style in STYLES], axis=1)
-    everything = sheets.contact_sheet(list(pairs.reshape(-1, *pairs.shape[2:])), 18, side=96)
-    sheets.save_webp(everything, folder / "sheet.webp", CARD_SHEET_MAX_BYTES)
-    _truth_pages(work, gallery)
+    """The README's sheet, and pages with the truth beside what was drawn."""
+    if docs is not None:
+        chosen = painter.draw([Order(prompt=prompt, seed=0) for prompt in README_PROMPTS])
+        page = sheets.contact_sheet(list(chosen), 8, captions=README_PROMPTS)
+        sheets.save_png(page, docs / "contact-sheet.png", README_SHEET_MAX_BYTES)
+    for kind in sorted({question.kind for question in answers.questions}):
+        truth_page(dataset, answers.of(kind), work.sheets / f"{kind.replace(' ', '-')}.png")
 
 
-def _truth_pages(work: WorkDir, gallery: Gallery, concepts_per_page: int = 42) -> None:
-    """Pages under the work folder: for each style the original, then every seed."""
-    dataset = load_dataset(work.root)
-    tiles: list[np.ndarray] = []
-    captions: list[str] = []
-    for index, drawing in enumerate(dataset.drawings):
-        original = dataset.composite(index, 0, BACKGROUNDS["white"])
-        tiles.append(((original + 1.0) * 127.5).byte().permute(1, 2, 0).numpy())
-        tiles += list(gallery.pictures[drawing.style][:, drawing.concept_index])
-        label = dataset.concepts[drawing.concept_index].label
-        captions += [f"{label} ({drawing.style})", *(f"seed {seed}" for seed in SEEDS)]
-    per_page = concepts_per_page * len(STYLES) * (1 + len(SEEDS))
-    for number, start in enumerate(range(0, len(tiles), per_page), start=1):
-        stop = start + per_page
-        page = sheets.contact_sheet(tiles[start:stop], 12, captions=captions[start:stop])
-        path = work.sheets / f"truth-{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        page.save(path)
+def truth_page(dataset: Dataset, answers: Answers, path: Path) -> None:
+    """Up to a hundred pictures, each right of its original."""
+    originals = judge.unseen_views(dataset, _drawings(dataset, answers))
+    pairs = list(zip(measures.as_bytes(originals), answers.pictures, strict=True))[:PAGE_COUNT]
+    tiles = [tile for pair in pairs for tile in pair]
+    captions = [text for q in answers.questions[:PAGE_COUNT] for text in ("original", q.prompt)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheets.contact_sheet(tiles, 20, captions=captions).save(path)
 
 
 def summary(report: dict[str, object]) -> str:
     """The report as a short table for people."""
     columns = ("top1", "top1_of_concepts", "top5", "none")
     lines = [f"{'':28}{'top-1':>8}{'named':>8}{'top-5':>8}{'none':>8}"]
-    for part in ("judge", "styles"):
+    for part in ("judge", "pictures"):
         ratings = report[part]
         assert isinstance(ratings, dict)
         for name, values in ratings.items():
             shares = "".join(f"{values[key]:8.1%}" for key in columns)
-            lines.append(f"{name:28}{shares}")
-    for part in ("diversity", "repeatability", "backgrounds"):
+            colour = f"  colour {values['colour']:.1%}" if "colour" in values else ""
+            lines.append(f"{name:28}{shares}{colour}")
+    for part in ("distance", "samplers", "diversity", "repeatability", "backgrounds"):
         lines.append(f"{part}: {report[part]}")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from pathlib import Path
 from models.recipe import autoencoder, denoiser
 from models.recipe.captions import BACKGROUNDS, STYLES, Concept, known_words, strip_article
 from models.recipe.dataset import IMAGE_SIZE, load_dataset
-from models.recipe.latents import latent_scale, load_latents
+from models.recipe.latents import work_scale
 from models.recipe.libraries import AutoencoderTiny, StableDiffusionPipeline
 from models.recipe.loop import load_ema
 from models.recipe.text import build_text_encoder
@@ -53,15 +53,19 @@ class Defaults:
 RECOMMENDED = Defaults()
 
 
-def build_pipeline(work: WorkDir) -> tuple[StableDiffusionPipeline, int]:
-    """The pipeline from the averaged weights in `work`, float32; and the denoiser's step."""
-    dataset = load_dataset(work.root)
+def build_pipeline(
+    work: WorkDir, weights: Path | None = None
+) -> tuple[StableDiffusionPipeline, int]:
+    """The pipeline from averaged weights, float32; and the denoiser's step.
+
+    `weights` is a snapshot; None means where the training is.
+    """
     tokenizer = load_tokenizer(work.tokenizer)
     text_encoder = build_text_encoder(tokenizer)
     unet = denoiser.build_denoiser()
-    step = load_ema(work.denoiser(len(denoiser.ROUNDS)), denoiser.as_modules(unet, text_encoder))
+    step = load_ema(weights or work.denoiser, denoiser.as_modules(unet, text_encoder))
     vae = load_autoencoder(work)
-    vae.register_to_config(scaling_factor=latent_scale(load_latents(dataset, work).latents))
+    vae.register_to_config(scaling_factor=work_scale(work))
     for part in (text_encoder, unet):
         part.train(False)
     pipeline = StableDiffusionPipeline(

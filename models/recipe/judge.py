@@ -1,13 +1,14 @@
 """The judge: a small classifier of finished pictures that sees inner detail.
 
 Called by the command line to train, and by `evaluate` to rate. It learns from the originals alone
-(both styles, any background, slight blur and noise), never from the model's output. Spoiled
-originals (`spoilers`) have a class of their own, `none`, so that colour and outline are not enough.
-Legend: B batch, H and W pixels, K concepts.
+(all styles, any background, some painted in another colour, slight blur and noise), never from the
+model's output. Spoiled originals (`spoilers`) have a class of their own, `none`, so that colour and
+outline are not enough. Legend: B batch, F features, H and W pixels, K concepts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -17,20 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.recipe.captions import BACKGROUNDS
-from models.recipe.dataset import Dataset, composite, load_dataset
+from models.recipe.captions import BACKGROUNDS, OBJECT_COLOURS
+from models.recipe.colours import natural_colour, paint
+from models.recipe.dataset import VIEW_COUNT, Dataset, composite, ink, load_dataset
 from models.recipe.export import load_autoencoder
 from models.recipe.loop import LossFunction, Plan, load_ema, train
 from models.recipe.parallel import Worker
 from models.recipe.spoilers import SPOILERS, blur
 from models.recipe.workdir import WorkDir
 
-TRAINING_MINUTES = 12.0
+TRAINING_MINUTES = 90.0
 BATCH = 32
+PAINTED_SHARE = 0.15
 SPOILED_SHARE = 0.35
 WHITE_SHARE = 0.6
-TRAINED_VIEW_COUNT = 16
-"""Views from here on are for testing."""
+TRAINED_VIEW_COUNT = VIEW_COUNT - 1
+"""The last view of a drawing is for testing."""
 HARMLESS_DB = 30.0
 """A spoiled picture this close to the original is still the thing, and is left out."""
 
@@ -47,16 +50,19 @@ class Judge(nn.Module):
             _block(64, 96, stride=2),
             _block(96, 96),
             _block(96, 128, stride=2),
-            _block(128, 160),
+            _block(128, 256),
         )
-        self.classes = nn.Linear(2 * 160, concept_count + 1)
+        self.classes = nn.Linear(2 * 256, concept_count + 1)
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
         """Logits [B, K + 1] of pictures in [-1, 1]."""
-        features = self.features(pictures_B3HW)
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
-        logits: Tensor = self.classes(pooled)
+        logits: Tensor = self.classes(self.pooled(pictures_B3HW))
         return logits
+
+    def pooled(self, pictures_B3HW: Tensor) -> Tensor:
+        """Features [B, F] of pictures in [-1, 1]."""
+        features = self.features(pictures_B3HW)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -67,9 +73,8 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def train_judge(work: WorkDir, minutes: float = TRAINING_MINUTES) -> None:
-    """Train on one thread of the CPU or on a GPU; resumes."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def train_judge(work: WorkDir, device: torch.device, minutes: float = TRAINING_MINUTES) -> None:
+    """Train in one process; resumes."""
     worker = Worker(rank=0, world_size=1, device=device, dtype=torch.bfloat16)
     dataset = load_dataset(work.root)
     torch.manual_seed(0)
@@ -88,10 +93,11 @@ def load_judge(work: WorkDir, concept_count: int) -> Judge:
 
 def judge_loss(model: Judge, dataset: Dataset, device: torch.device) -> LossFunction:
     """Cross-entropy on augmented originals, about a third of them spoiled."""
+    draw = Examples(dataset)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         random = Random(int(torch.randint(2**31, (1,), generator=generator)))
-        examples = [draw_example(dataset, random) for _ in range(BATCH)]
+        examples = [draw.one(random) for _ in range(BATCH)]
         pictures = torch.stack([picture for picture, _ in examples]).to(device)
         labels = torch.tensor([label for _, label in examples]).to(device)
         logits = model(pictures).float()
@@ -101,21 +107,46 @@ def judge_loss(model: Judge, dataset: Dataset, device: torch.device) -> LossFunc
     return loss
 
 
-def draw_example(dataset: Dataset, random: Random) -> tuple[Tensor, int]:
-    """One picture [3, 128, 128] and its class; -100, which the loss skips, if it is unclear."""
-    index = random.randrange(len(dataset.drawings))
-    label = dataset.drawings[index].concept_index
-    view = random.randrange(min(TRAINED_VIEW_COUNT, dataset.views.shape[1]))
-    rgba = torch.from_numpy(np.array(dataset.views[index, view])).float()
-    white = random.random() < WHITE_SHARE
-    colour = BACKGROUNDS["white" if white else random.choice(tuple(BACKGROUNDS))]
-    picture = _composite(rgba, colour)
-    if random.random() < SPOILED_SHARE:
-        original = picture
-        picture = _composite(random.choice(SPOILERS)(rgba, random), colour)
-        harmless = psnr_db(picture, original) > HARMLESS_DB
-        label = -100 if harmless else len(dataset.concepts)
-    return disturb(picture, random), label
+class Examples:
+    """Pictures to learn from, with their classes."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Note once which drawings may be painted in another colour."""
+        self._dataset = dataset
+        self._natural: dict[int, str | None] = {}
+
+    def one(self, random: Random) -> tuple[Tensor, int]:
+        """A picture [3, 128, 128] and its class; -100, which the loss skips, if it is unclear."""
+        dataset = self._dataset
+        index = random.randrange(len(dataset.drawings))
+        drawing = dataset.drawings[index]
+        view = random.randrange(min(TRAINED_VIEW_COUNT, dataset.views.shape[1]))
+        white = random.random() < WHITE_SHARE
+        background = "white" if white else random.choice(tuple(BACKGROUNDS))
+        rgba = torch.from_numpy(np.array(dataset.views[index, view])).float()
+        rgba = self._painted(ink(rgba, drawing.style, background), index, random)
+        picture = _composite(rgba, BACKGROUNDS[background])
+        label = drawing.concept_index
+        if random.random() < SPOILED_SHARE:
+            original = picture
+            spoiled = random.choice(SPOILERS)(rgba, random)
+            picture = _composite(spoiled, BACKGROUNDS[background])
+            harmless = psnr_db(picture, original) > HARMLESS_DB
+            label = -100 if harmless else len(dataset.concepts)
+        return disturb(picture, random), label
+
+    def _painted(self, rgba: Tensor, index: int, random: Random) -> Tensor:
+        drawing = self._dataset.drawings[index]
+        concept = self._dataset.concepts[drawing.concept_index]
+        if drawing.style == "line" or not concept.colourless_names:
+            return rgba
+        if random.random() >= PAINTED_SHARE:
+            return rgba
+        if index not in self._natural:
+            self._natural[index] = natural_colour(rgba)
+        if self._natural[index] is None:
+            return rgba
+        return paint(rgba, random.choice(OBJECT_COLOURS))
 
 
 def disturb(picture_3HW: Tensor, random: Random) -> Tensor:
@@ -172,22 +203,27 @@ def _share(flags: Tensor) -> float:
     return round(float(flags.float().mean()), 4)
 
 
-def examine(work: WorkDir) -> dict[str, Rating]:
+@torch.no_grad()
+def features_of(model: Judge, pictures_B3HW: Tensor) -> Tensor:
+    """Features [B, F], computed in small batches."""
+    return torch.cat([model.pooled(batch) for batch in torch.split(pictures_B3HW, 64)])
+
+
+def examine(work: WorkDir, drawings: Sequence[int]) -> dict[str, Rating]:
     """What the judge is worth: its rating of pictures whose quality is known.
 
-    Held-out views, plain and disturbed; the same blurred; the same through the autoencoder.
+    Views that it has not seen of `drawings`, plain and disturbed; the same blurred; the same
+    through the autoencoder.
     """
     dataset = load_dataset(work.root)
     model = load_judge(work, len(dataset.concepts))
-    concepts = torch.tensor([drawing.concept_index for drawing in dataset.drawings])
-    views = torch.from_numpy(np.array(dataset.views[:, TRAINED_VIEW_COUNT])).float()
-    white = torch.full((len(views), 3), 255)
-    plain = composite(views, white)
+    concepts = torch.tensor([dataset.drawings[index].concept_index for index in drawings])
+    plain = unseen_views(dataset, drawings)
     random = Random(99)
     versions = {
         "held-out views": plain,
         "held-out views, disturbed": torch.stack([disturb(p, random) for p in plain]),
-        "through the autoencoder": _reconstruct(work, plain),
+        "through the autoencoder": reconstruct(work, plain),
     }
     for sigma in (1.0, 2.0, 3.0, 4.0):
         blurred = partial(blur, sigma=sigma)
@@ -195,8 +231,15 @@ def examine(work: WorkDir) -> dict[str, Rating]:
     return {name: rate(model, pictures, concepts) for name, pictures in versions.items()}
 
 
+def unseen_views(dataset: Dataset, drawings: Sequence[int]) -> Tensor:
+    """Originals on white in a pose that the judge has not learnt: [B, 3, 128, 128]."""
+    views = dataset.views[list(drawings), -1]
+    return composite(torch.from_numpy(views).float(), torch.full((len(views), 3), 255))
+
+
 @torch.no_grad()
-def _reconstruct(work: WorkDir, pictures_B3HW: Tensor) -> Tensor:
+def reconstruct(work: WorkDir, pictures_B3HW: Tensor) -> Tensor:
+    """The same pictures through the autoencoder."""
     model = load_autoencoder(work)
     batches = [model.decoder(model.encoder(batch)) for batch in torch.split(pictures_B3HW, 16)]
     return torch.cat(batches).clamp(-1.0, 1.0)

@@ -1,46 +1,48 @@
-"""Stage 3: every view encoded once, so that the denoiser's steps cost no encoder.
+"""Stage 3: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
 
-Called by the command line. Each view is encoded on white and on a few random colours of the
-palette. Does not scale latents: `latent_scale` says by what the denoiser and the pipeline do.
+Called by the command line. Each *chunk* holds one picture a kind and drawing, with other poses,
+colours and layouts than the chunk before; the denoiser learns from as many chunks as there are.
+Does not scale latents: `latent_scale` says by what the denoiser and the pipeline do.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.recipe.captions import BACKGROUNDS
-from models.recipe.dataset import UNMIRRORED_VIEW_COUNT, Dataset, Drawing, composite
+from models.recipe.captions import BACKGROUNDS, COUNTS, LAYOUTS, OBJECT_COLOURS, Concept, Scene
+from models.recipe.colours import natural_colour, paint
+from models.recipe.dataset import Dataset, composite, ink
+from models.recipe.heldout import COLOUR_CONCEPTS
+from models.recipe.layouts import lay_out
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.parallel import Worker
 from models.recipe.workdir import WorkDir
 
-VIEW_COUNT = UNMIRRORED_VIEW_COUNT
-COLOURED_COUNT = 3
-"""Random backgrounds a view, beside white."""
+KINDS = ("plain", "plain", "plain", "background", "colour", "layout")
+"""Pictures of one drawing in one chunk."""
+WHITE_SHARE = 0.6
+"""Of coloured things and of layouts; the others lie on a random colour."""
+_BATCH = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedViews:
-    """Latents of all views of all drawings.
+class EncodedPictures:
+    """Latents of pictures, what each shows, and of which drawing it is.
 
-    `latents`: float16 [drawing, view, 1 + coloured, 4, h, w], slot 0 on white. `backgrounds`:
-    index into the palette of each coloured slot, int64 [drawing, view, coloured].
+    `latents`: float16 [picture, 4, h, w].
     """
 
-    drawings: tuple[Drawing, ...]
     latents: Tensor
-    backgrounds: np.ndarray
-
-    def background(self, drawing: int, view: int, slot: int) -> str | None:
-        """Name of the colour behind one latent; None for plain white."""
-        if slot == 0:
-            return None
-        return tuple(BACKGROUNDS)[int(self.backgrounds[drawing, view, slot - 1])]
+    drawings: tuple[int, ...]
+    scenes: tuple[Scene, ...]
 
 
 def latent_scale(latents: Tensor) -> float:
@@ -48,41 +50,102 @@ def latent_scale(latents: Tensor) -> float:
     return 1.0 / float(latents.float().std())
 
 
-def encode_views(
-    model: AutoencoderTiny, dataset: Dataset, work: WorkDir, worker: Worker, *, seed: int = 5
+def work_scale(work: WorkDir) -> float:
+    """The scale by the first chunk, so that it stays when more are encoded."""
+    with np.load(work.latents(0)) as file:
+        return latent_scale(torch.from_numpy(file["latents"]))
+
+
+def draw_scene(kind: str, concept: Concept, natural: str | None, random: Random) -> Scene:
+    """What a picture of a kind shows; a thing that has no main colour gets a background instead."""
+    backgrounds = [name for name in BACKGROUNDS if name != "white"]
+    behind = None if random.random() < WHITE_SHARE else random.choice(backgrounds)
+    if kind == "plain":
+        return Scene()
+    if kind == "colour" and natural is not None:
+        colours = [name for name in OBJECT_COLOURS if name != natural]
+        return Scene(colour=random.choice(colours), background=behind)
+    if kind == "layout":
+        layouts = [name for name in LAYOUTS if name != "whole"]
+        if not concept.is_countable:
+            layouts = [name for name in layouts if name not in COUNTS]
+        return Scene(layout=random.choice(layouts), background=behind)
+    return Scene(background=random.choice(backgrounds))
+
+
+def paintable_colour(dataset: Dataset, index: int) -> str | None:
+    """The colour of a drawing that may be shown in others; None for those that may not."""
+    drawing = dataset.drawings[index]
+    concept = dataset.concepts[drawing.concept_index]
+    held_out = concept.label in COLOUR_CONCEPTS or not concept.colourless_names
+    if held_out or drawing.style == "line":
+        return None
+    return natural_colour(torch.from_numpy(np.array(dataset.views[index, 0])).float())
+
+
+def draw_picture(view_4HW: Tensor, style: str, scene: Scene, random: Random) -> Tensor:
+    """A premultiplied view, 0 to 255, as the scene wants it: float32 [3, 128, 128] in [-1, 1]."""
+    view = ink(view_4HW, style, scene.background)
+    if scene.colour is not None:
+        view = paint(view, scene.colour)
+    view = lay_out(view, scene.layout, random)
+    colour = torch.tensor([BACKGROUNDS[scene.background or "white"]])
+    return composite(view[None], colour)[0]
+
+
+def encode_chunk(
+    model: AutoencoderTiny, dataset: Dataset, work: WorkDir, number: int, worker: Worker
 ) -> None:
-    """Encode all views, each worker its share, and write `latents` and `latent_backgrounds`."""
-    drawing_count = len(dataset.drawings)
-    view_count = min(VIEW_COUNT, dataset.views.shape[1])
-    shape = (drawing_count, view_count, COLOURED_COUNT)
-    backgrounds = np.random.default_rng(seed).integers(0, len(BACKGROUNDS), shape)
-    palette = torch.tensor(list(BACKGROUNDS.values()))
-    white = torch.full((view_count, 3), 255)
-    latents: Tensor | None = None
-    for index in range(worker.rank, drawing_count, worker.world_size):
-        views = torch.from_numpy(np.array(dataset.views[index, :view_count]))
-        chosen = [palette[torch.from_numpy(slot)] for slot in backgrounds[index].T]
-        slots = [_encode(model, composite(views, c), worker) for c in (white, *chosen)]
-        encoded = torch.stack(slots, dim=1)
-        if latents is None:
-            latents = torch.zeros(drawing_count, *encoded.shape)
-        latents[index] = encoded
-    assert latents is not None, "more workers than drawings"
-    worker.add_up(latents)
-    if worker.leads:
-        _write(work, latents.half().numpy(), backgrounds)
+    """Encode one chunk, counted from 0, on one worker, and write it."""
+    random = Random(1000 + number)
+    scenes: list[Scene] = []
+    waiting: list[Tensor] = []
+    done: list[Tensor] = []
+    for index, drawing in enumerate(dataset.drawings):
+        natural = paintable_colour(dataset, index)
+        for kind in KINDS:
+            scene = draw_scene(kind, dataset.concepts[drawing.concept_index], natural, random)
+            view = dataset.views[index, random.randrange(dataset.views.shape[1])]
+            view = torch.from_numpy(np.array(view)).float()
+            waiting.append(draw_picture(view, drawing.style, scene, random))
+            scenes.append(scene)
+        if len(waiting) >= _BATCH * worker.batch_factor or index + 1 == len(dataset.drawings):
+            done.append(_encode(model, torch.stack(waiting), worker))
+            waiting.clear()
+    latents = torch.cat(done)
+    latents = latents.view(len(dataset.drawings), len(KINDS), *latents.shape[1:])
+    _write(work.latents(number), latents.half().numpy(), scenes)
 
 
-def load_latents(dataset: Dataset, work: WorkDir) -> EncodedViews:
-    """Read what `encode_views` wrote; raises ValueError when it is of other drawings."""
-    latents = torch.from_numpy(np.load(work.latents))
-    if len(latents) != len(dataset.drawings):
-        raise ValueError(f"{work.latents} was encoded from other drawings: remove it")
-    return EncodedViews(
-        drawings=dataset.drawings,
-        latents=latents,
-        backgrounds=np.load(work.latent_backgrounds),
+def load_latents(dataset: Dataset, chunks: Sequence[Path]) -> EncodedPictures:
+    """All chunks together; ValueError when one is of other drawings or there is none."""
+    latents: list[Tensor] = []
+    drawings: list[int] = []
+    scenes: list[Scene] = []
+    for path in chunks:
+        with np.load(path) as file:
+            if len(file["latents"]) != len(dataset.drawings):
+                raise ValueError(f"{path} was encoded from other drawings: remove it")
+            latents.append(torch.from_numpy(file["latents"]).flatten(0, 1))
+            scenes += [_read_scene(row) for row in file["scenes"].tolist()]
+        drawings += [index for index in range(len(dataset.drawings)) for _ in KINDS]
+    if not latents:
+        raise ValueError("no latents: run the stage `latents` first")
+    return EncodedPictures(
+        latents=torch.cat(latents), drawings=tuple(drawings), scenes=tuple(scenes)
     )
+
+
+def _write(path: Path, latents: np.ndarray, scenes: Sequence[Scene]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    rows = [[scene.background or "", scene.colour or "", scene.layout] for scene in scenes]
+    np.savez(partial, latents=latents, scenes=np.array(rows))
+    os.replace(partial, path)
+
+
+def _read_scene(row: list[str]) -> Scene:
+    return Scene(background=row[0] or None, colour=row[1] or None, layout=row[2])
 
 
 @torch.no_grad()
@@ -91,10 +154,3 @@ def _encode(model: AutoencoderTiny, pictures_BCHW: Tensor, worker: Worker) -> Te
     with worker.autocast():
         latents: Tensor = model.encoder(pictures)
     return latents.float().cpu()
-
-
-def _write(work: WorkDir, latents: np.ndarray, backgrounds: np.ndarray) -> None:
-    for path, array in ((work.latent_backgrounds, backgrounds), (work.latents, latents)):
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, array)
-        os.replace(partial, path)

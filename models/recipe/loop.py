@@ -13,7 +13,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,10 @@ _SYNC_EVERY = 10
 class Plan:
     """How long and how hard to train.
 
-    Exactly one of `step_count` and `budget_s` is set: a budget in seconds stretches the cosine
-    over the time that is left, however fast the machine is.
+    Exactly one of `step_count` and `budget_s` is set: a budget in seconds stretches the schedule
+    over the time that is left, however fast the machine is. The rate stays at its peak until the
+    last `cooldown` of the run, in which it falls along half a cosine: with a short cooldown the
+    goal may move while the run is on (Hägele et al. 2024).
     """
 
     learning_rate: float
@@ -45,10 +48,12 @@ class Plan:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
+    cooldown: float = 1.0
     final_rate: float = 0.02
     seed: int = 0
     save_every_s: float = 120.0
     log_every: int = 25
+    watch_every: int = 500
 
     def __post_init__(self) -> None:
         """Raise ValueError unless there is exactly one budget."""
@@ -61,9 +66,10 @@ class Plan:
         return min(1.0, done)
 
     def rate(self, step: int, progress: float) -> float:
-        """Linear warm-up, then cosine down to `final_rate` of the peak."""
+        """Linear warm-up, the peak, then a cosine down to `final_rate` of the peak."""
         warmup = min(1.0, (step + 1) / self.warmup_steps)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        fallen = max(0.0, 1.0 - (1.0 - progress) / self.cooldown)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * fallen))
         return self.learning_rate * warmup * (self.final_rate + (1.0 - self.final_rate) * cosine)
 
 
@@ -89,12 +95,32 @@ class State:
         )
         self.step = 0
         self.elapsed_s = 0.0
+        self.cpu_s = 0.0
 
     def update_ema(self, decay: float) -> None:
         """Move the average towards the weights; the decay is shorter while the run is young."""
         weight = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
         live = [p.detach() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.ema.values()), live, weight)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the modules hold the averaged weights."""
+        live = {key: p.detach().clone() for key, p in self.parameters.items()}
+        self._put(self.ema)
+        try:
+            yield
+        finally:
+            self._put(live)
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for key, parameter in self.parameters.items():
+            parameter.data.copy_(weights[key])
+
+    def save_averaged(self, path: Path) -> None:
+        """Write the averaged weights alone, float16, atomically; `load_ema` reads them."""
+        tensors = {f"ema/{key}": t.half().contiguous().cpu() for key, t in self.ema.items()}
+        self._write(tensors, path)
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, atomically."""
@@ -106,9 +132,13 @@ class State:
             for name in ("exp_avg", "exp_avg_sq"):
                 if name in moments:
                     tensors[f"{name}/{key}"] = moments[name]
-        metadata = {"step": str(self.step), "elapsed_s": str(self.elapsed_s)}
+        self._write({key: t.contiguous().cpu() for key, t in tensors.items()}, path)
+
+    def _write(self, tensors: dict[str, Tensor], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = ("step", "elapsed_s", "cpu_s")
         partial = path.with_suffix(".partial")
-        save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, partial, metadata)
+        save_file(tensors, partial, {name: str(getattr(self, name)) for name in names})
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
@@ -126,6 +156,7 @@ class State:
                         "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{key}").to(parameter),
                     }
         self.step, self.elapsed_s = int(metadata["step"]), float(metadata["elapsed_s"])
+        self.cpu_s = float(metadata.get("cpu_s", 0.0))
 
 
 def load_ema(path: Path, modules: dict[str, nn.Module]) -> int:
@@ -140,6 +171,7 @@ def load_ema(path: Path, modules: dict[str, nn.Module]) -> int:
 
 
 LossFunction = Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Watcher = Callable[[State], None]
 
 
 def train(
@@ -148,10 +180,12 @@ def train(
     plan: Plan,
     checkpoint: Path,
     worker: Worker,
+    watch: Watcher | None = None,
 ) -> State:
     """Train until the plan's budget is spent, resuming from `checkpoint` if it exists.
 
-    SIGTERM saves and leaves with SystemExit(143) on every worker.
+    `watch` is called by the leading worker at every multiple of `watch_every`. SIGTERM saves
+    and leaves with SystemExit(143) on every worker.
     """
     state = State(modules, plan)
     if checkpoint.exists():
@@ -161,7 +195,7 @@ def train(
     stopping: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     try:
-        _run(state, loss_function, plan, checkpoint, worker, stopping)
+        _run(state, loss_function, plan, checkpoint, worker, watch, stopping)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return state
@@ -173,19 +207,23 @@ def _run(
     plan: Plan,
     checkpoint: Path,
     worker: Worker,
+    watch: Watcher | None,
     stopping: list[int],
 ) -> None:
     clock = saved_at = time.monotonic()
+    cpu_clock = time.process_time()
     progress = plan.progress(state.step, state.elapsed_s)
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     counted = 0
     while progress < 1.0:
         metrics = _step(state, loss_function, plan, progress, worker)
         for key, value in metrics.items():
-            sums[key] = sums.get(key, 0.0) + value
+            sums[key] = sums.get(key, torch.zeros_like(value)) + value
         counted += 1
         now = time.monotonic()
         state.elapsed_s, clock = state.elapsed_s + now - clock, now
+        cpu_now = time.process_time()
+        state.cpu_s, cpu_clock = state.cpu_s + cpu_now - cpu_clock, cpu_now
         if plan.step_count:
             progress = plan.progress(state.step, 0.0)
         if state.step % _SYNC_EVERY == 0:
@@ -196,9 +234,11 @@ def _run(
                     state.save(checkpoint)
                 raise SystemExit(143)
         if worker.leads and state.step % plan.log_every == 0:
-            means = {key: round(total / counted, 4) for key, total in sums.items()}
+            means = {key: round(float(total) / counted, 4) for key, total in sums.items()}
             _log(state, progress, means)
             sums, counted = {}, 0
+        if worker.leads and watch is not None and state.step % plan.watch_every == 0:
+            watch(state)
         if worker.leads and now - saved_at > plan.save_every_s:
             state.save(checkpoint)
             saved_at = now
@@ -208,7 +248,7 @@ def _run(
 
 def _step(
     state: State, loss_function: LossFunction, plan: Plan, progress: float, worker: Worker
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(
         ((plan.seed * 1_000_003 + state.step) * 64 + worker.rank) % (2**63)
     )
@@ -225,7 +265,8 @@ def _step(
     state.optimizer.zero_grad()
     state.step += 1
     state.update_ema(plan.ema_decay)
-    return {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in metrics.items()}}
+    # Kept as tensors: a float would have a GPU wait for every step.
+    return {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
 
 
 def _log(state: State, progress: float, means: dict[str, float]) -> None:

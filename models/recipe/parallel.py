@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 # Training may be suspended (SIGSTOP) for as long as this without the workers giving up.
+GPU_BATCH_FACTOR = 16
 SUSPENSION_LIMIT = timedelta(hours=6)
 
 
@@ -29,6 +30,11 @@ class Worker:
     world_size: int
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def batch_factor(self) -> int:
+        """How many times the batch of a CPU process this worker takes at once."""
+        return GPU_BATCH_FACTOR if self.device.type == "cuda" else 1
 
     @property
     def leads(self) -> bool:

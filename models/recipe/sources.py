@@ -50,7 +50,17 @@ EMOJIBASE = Package(
     version="17.0.0",
     sha512="Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
-PACKAGES = (FLUENT_3D, FLUENT_FLAT, EMOJIBASE)
+FLUENT_LINE = Package(
+    name="@iconify-json/fluent-emoji-high-contrast",
+    version="1.2.6",
+    sha512="esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+)
+EMOJILIB = Package(
+    name="emojilib",
+    version="4.0.3",
+    sha512="KbWiYre9aRSaPbHrHZIz9zmoM+21LAsK1VFJtnTh1VCtWE/rNMDviGhQTmselFl95dhqtGlY22iH0leG5BuW0g==",
+)
+PACKAGES = (FLUENT_3D, FLUENT_FLAT, FLUENT_LINE, EMOJIBASE)
 
 
 def fetch(package: Package, raw_dir: Path) -> Path:
@@ -95,38 +105,60 @@ def _spellings(hexcode: str) -> tuple[str, ...]:
     return hexcode, hexcode.replace("-fe0f", ""), f"{hexcode}-fe0f"
 
 
+class SvgSet:
+    """One package of SVG drawings in Iconify's format, by code point sequence."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the indexes of an unpacked package."""
+        icons = json.loads((folder / "icons.json").read_text())
+        self._size = int(icons["width"])
+        self._names: dict[str, str] = json.loads((folder / "chars.json").read_text())
+        self._bodies = {name: icon["body"] for name, icon in icons["icons"].items()}
+        for alias, entry in icons.get("aliases", {}).items():
+            self._bodies.setdefault(alias, self._bodies[entry["parent"]])
+
+    def body(self, hexcode: str) -> str | None:
+        """SVG source of a drawing, or None when the set lacks it."""
+        found = (self._names[s] for s in _spellings(hexcode) if s in self._names)
+        return self._bodies.get(next(found, ""))
+
+    def open(self, hexcode: str, size: int) -> Image.Image | None:
+        """Straight-alpha RGBA of `size` pixels, or None."""
+        body = self.body(hexcode)
+        return None if body is None else rasterise(body, self._size, size)
+
+
 class Drawings:
-    """The two Fluent sets, by style and code point sequence."""
+    """The three Fluent sets, by style and code point sequence."""
 
     def __init__(self, raw_dir: Path) -> None:
-        """Fetch both sets if needed and read their indexes."""
+        """Fetch all sets if needed and read their indexes."""
         self._assets_3d = fetch(FLUENT_3D, raw_dir) / "assets"
-        flat = fetch(FLUENT_FLAT, raw_dir)
-        icons = json.loads((flat / "icons.json").read_text())
-        self._flat_chars: dict[str, str] = json.loads((flat / "chars.json").read_text())
-        self._flat_bodies = {name: icon["body"] for name, icon in icons["icons"].items()}
-        for alias, entry in icons.get("aliases", {}).items():
-            self._flat_bodies.setdefault(alias, self._flat_bodies[entry["parent"]])
-        self._flat_size = int(icons["width"])
+        self._svg = {
+            "flat": SvgSet(fetch(FLUENT_FLAT, raw_dir)),
+            "line": SvgSet(fetch(FLUENT_LINE, raw_dir)),
+        }
+
+    def has(self, style: str, hexcode: str) -> bool:
+        """Whether the set of `style` holds this drawing."""
+        if style == "3d":
+            return self._path_3d(hexcode) is not None
+        return self._svg[style].body(hexcode) is not None
 
     def rgba(self, style: str, hexcode: str, size: int) -> np.ndarray:
         """Straight-alpha RGBA, uint8 [size, size, 4]. KeyError when the set lacks the drawing."""
-        picture = self._open_3d(hexcode) if style == "3d" else self._open_flat(hexcode, size)
+        if style == "3d":
+            path = self._path_3d(hexcode)
+            picture = None if path is None else Image.open(path).convert("RGBA")
+        else:
+            picture = self._svg[style].open(hexcode, size * 2)
+        if picture is None:
+            raise KeyError(f"{style}: no drawing for {hexcode}")
         return resize_premultiplied(picture, size)
 
-    def _open_3d(self, hexcode: str) -> Image.Image:
-        for spelling in _spellings(hexcode):
-            path = self._assets_3d / f"{spelling}.webp"
-            if path.exists():
-                return Image.open(path).convert("RGBA")
-        raise KeyError(f"3d: no drawing for {hexcode}")
-
-    def _open_flat(self, hexcode: str, size: int) -> Image.Image:
-        for spelling in _spellings(hexcode):
-            if spelling in self._flat_chars:
-                body = self._flat_bodies[self._flat_chars[spelling]]
-                return rasterise(body, self._flat_size, size * 2)
-        raise KeyError(f"flat: no drawing for {hexcode}")
+    def _path_3d(self, hexcode: str) -> Path | None:
+        paths = (self._assets_3d / f"{spelling}.webp" for spelling in _spellings(hexcode))
+        return next((path for path in paths if path.exists()), None)
 
 
 def rasterise(svg_body: str, view_size: int, size: int) -> Image.Image:

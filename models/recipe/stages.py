@@ -19,9 +19,11 @@ from torch import nn
 
 from models.recipe import autoencoder, denoiser, text
 from models.recipe.captions import load_concepts
+from models.recipe.curve import Curve
 from models.recipe.dataset import load_dataset
+from models.recipe.draws import Draws
 from models.recipe.export import load_autoencoder
-from models.recipe.latents import encode_views, load_latents
+from models.recipe.latents import encode_chunk, load_latents, work_scale
 from models.recipe.loop import Plan, load_ema, train
 from models.recipe.parallel import Worker, launch
 from models.recipe.text import build_heads, build_text_encoder
@@ -29,25 +31,40 @@ from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
 TEXT_BATCH = 128
-DENOISER_BATCH = 16
-"""For one CPU process."""
-GPU_BATCH_FACTOR = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """Minutes of training; the defaults are what the shipped model took on two CPU cores."""
+    """How much training each stage gets."""
 
     autoencoder_scale: float = 1.0
-    """Factor on the minutes of both phases of the autoencoder."""
-    text_minutes: float = 2.2
-    denoiser_scale: float = 1.0
-    """Factor on the minutes of both rounds of the denoiser."""
+    """Factor on the minutes of the autoencoder's phases."""
+    text_minutes: float = 4.0
+    sample_count: int = 2_000_000
+    """Pictures that the denoiser sees on a CPU."""
+    denoiser_minutes: float = 14.0
+    """What the denoiser gets on a GPU."""
+    latent_chunks: int = 2
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless every stage gets some time."""
-        if min(self.autoencoder_scale, self.text_minutes, self.denoiser_scale) <= 0.0:
+        """Raise ValueError unless every stage gets something to do."""
+        if min(getattr(self, name) for name in self.__slots__) <= 0:
             raise ValueError("every budget must be greater than zero")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What trains: one GPU, or processes of one thread each on a CPU."""
+
+    device: torch.device
+    process_count: int = 1
+
+    def run(self, entry: Callable[[Worker], None], process_count: int | None = None) -> None:
+        """Run `entry` on every worker and wait."""
+        # Idle threads that spin take the cores from other processes.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        count = 1 if self.device.type == "cuda" else process_count or self.process_count
+        launch(partial(_enter, entry), self.device, count)
 
 
 def prepare_data(root: Path) -> None:
@@ -58,45 +75,41 @@ def prepare_data(root: Path) -> None:
         train_tokenizer(load_concepts(), work.tokenizer)
 
 
-def train_autoencoder(root: Path, budget: Budget) -> None:
-    """Both phases; the second starts from the averaged weights of the first."""
-    for number in range(1, len(autoencoder.PHASES) + 1):
-        _launch(partial(_autoencoder_phase, root, number, budget.autoencoder_scale))
+def train_autoencoder(root: Path, machine: Machine, budget: Budget) -> None:
+    """Both phases, the second from the averaged weights of the first or from adopted ones."""
+    first = len(autoencoder.PHASES) if WorkDir(root=root).start_autoencoder.exists() else 1
+    for number in range(first, len(autoencoder.PHASES) + 1):
+        machine.run(partial(_autoencoder_phase, root, number, budget.autoencoder_scale))
 
 
-def train_text(root: Path, budget: Budget) -> None:
+def train_text(root: Path, machine: Machine, budget: Budget) -> None:
     """Pre-train the text encoder; one process is enough."""
-    _launch(partial(_text, root, budget.text_minutes), process_count=1)
+    machine.run(partial(_text, root, budget.text_minutes), process_count=1)
 
 
-def encode_latents(root: Path) -> None:
-    """Encode every view, unless it was done before."""
-    if not WorkDir(root=root).latents.exists():
-        _launch(partial(_latents, root))
+def encode_latents(root: Path, machine: Machine, budget: Budget) -> None:
+    """Encode the chunks that are missing, one process each in turn."""
+    for number in range(budget.latent_chunks):
+        if not WorkDir(root=root).latents(number).exists():
+            machine.run(partial(_latents, root, number), process_count=1)
 
 
-def train_denoiser(root: Path, budget: Budget) -> None:
-    """Train denoiser and text encoder together, in rounds."""
-    for number in range(1, len(denoiser.ROUNDS) + 1):
-        _launch(partial(_denoiser, root, number, budget.denoiser_scale))
+def train_denoiser(root: Path, machine: Machine, budget: Budget) -> None:
+    """Train denoiser and text encoder together."""
+    machine.run(partial(_denoiser, root, budget))
 
 
-def polish_decoder(root: Path) -> None:
+def polish_decoder(root: Path, machine: Machine) -> None:
     """Train the decoder alone on crops; optional, latents stay valid."""
-    _launch(partial(_decoder, root))
-
-
-def _launch(entry: Callable[[Worker], None], process_count: int = 2) -> None:
-    on_gpu = torch.cuda.is_available()
-    # Idle threads that spin take the cores from the other process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    device = torch.device("cuda" if on_gpu else "cpu")
-    launch(partial(_enter, entry), device, 1 if on_gpu else process_count)
+    machine.run(partial(_decoder, root))
 
 
 def _enter(entry: Callable[[Worker], None], worker: Worker) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.manual_seed(0)
+    if worker.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     entry(worker)
 
 
@@ -104,17 +117,15 @@ def _placed(modules: dict[str, nn.Module], worker: Worker) -> dict[str, nn.Modul
     return {name: module.to(worker.device) for name, module in modules.items()}
 
 
-def _batch(cpu_batch: int, worker: Worker) -> int:
-    return cpu_batch * (GPU_BATCH_FACTOR if worker.device.type == "cuda" else 1)
-
-
 def _autoencoder_phase(root: Path, number: int, scale: float, worker: Worker) -> None:
     work, phase = WorkDir(root=root), autoencoder.PHASES[number - 1]
     model = autoencoder.build_autoencoder().to(worker.device, memory_format=torch.channels_last)
     modules = autoencoder.as_modules(model)
-    if number > 1:
+    if work.start_autoencoder.exists():
+        load_ema(work.start_autoencoder, modules)
+    elif number > 1:
         load_ema(work.autoencoder(number - 1), modules)
-    batch = _batch(phase.batch, worker)
+    batch = phase.batch * worker.batch_factor // worker.world_size
     loss = autoencoder.autoencoder_loss(model, load_dataset(root), phase, batch, worker.device)
     train(modules, loss, _plan(phase, scale), work.autoencoder(number), worker)
 
@@ -122,7 +133,7 @@ def _autoencoder_phase(root: Path, number: int, scale: float, worker: Worker) ->
 def _decoder(root: Path, worker: Worker) -> None:
     work, phase = WorkDir(root=root), autoencoder.DECODER_PHASE
     model = load_autoencoder(work).to(worker.device, memory_format=torch.channels_last)
-    batch = _batch(phase.batch, worker)
+    batch = phase.batch * worker.batch_factor // worker.world_size
     loss = autoencoder.decoder_loss(model, load_dataset(root), phase, batch, worker.device)
     train(autoencoder.decoder_modules(model), loss, _plan(phase, 1.0), work.decoder, worker)
 
@@ -141,6 +152,8 @@ def _text(root: Path, minutes: float, worker: Worker) -> None:
     work, dataset = WorkDir(root=root), load_dataset(root)
     tokenizer = load_tokenizer(work.tokenizer)
     encoder = build_text_encoder(tokenizer)
+    if work.start.exists():
+        load_ema(work.start, {"text": encoder})
     heads = build_heads(len(dataset.concepts))
     modules = _placed(text.as_modules(encoder, heads), worker)
     loss = text.text_loss(encoder, heads, tokenizer, dataset, TEXT_BATCH, worker.device)
@@ -148,38 +161,48 @@ def _text(root: Path, minutes: float, worker: Worker) -> None:
     train(modules, loss, plan, work.text, worker)
 
 
-def _latents(root: Path, worker: Worker) -> None:
+def _latents(root: Path, number: int, worker: Worker) -> None:
     work = WorkDir(root=root)
     model = load_autoencoder(work).to(worker.device, memory_format=torch.channels_last)
-    encode_views(model, load_dataset(root), work, worker)
+    encode_chunk(model, load_dataset(root), work, number, worker)
 
 
-def _denoiser(root: Path, number: int, scale: float, worker: Worker) -> None:
-    work, dataset, training = WorkDir(root=root), load_dataset(root), denoiser.ROUNDS[number - 1]
+def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
+    work, dataset = WorkDir(root=root), load_dataset(root)
+    on_gpu = worker.device.type == "cuda"
+    training = denoiser.ON_GPU if on_gpu else denoiser.ON_CPU
     tokenizer = load_tokenizer(work.tokenizer)
-    encoder = build_text_encoder(tokenizer)
-    unet = denoiser.build_denoiser()
+    encoder, unet = build_text_encoder(tokenizer), denoiser.build_denoiser()
     modules = _placed(denoiser.as_modules(unet, encoder), worker)
-    if number == 1:
-        load_ema(work.text, {"text": encoder})
-    else:
-        load_ema(work.denoiser(number - 1), modules)
-    if worker.device.type == "cpu":
-        denoiser.use_math_attention(unet, encoder)
-    loss = denoiser.denoiser_loss(
-        unet,
-        encoder,
-        tokenizer,
-        load_latents(dataset, work),
-        dataset.concepts,
-        training,
-        _batch(DENOISER_BATCH, worker),
-        worker.device,
+    if work.start.exists():
+        load_ema(work.start, modules)
+    load_ema(work.text, {"text": encoder})
+    encoded, scale = load_latents(dataset, work.latent_chunks), work_scale(work)
+    trained, kept_back = (
+        Draws(encoded, dataset, tokenizer, scale, caption_count=captions, held_out=held_out).to(
+            worker.device
+        )
+        for captions, held_out in ((training.caption_count, False), (1, True))
     )
     plan = Plan(
         learning_rate=training.learning_rate,
-        budget_s=60.0 * training.minutes * scale,
+        step_count=None if on_gpu else budget.sample_count // training.batch,
+        budget_s=60.0 * budget.denoiser_minutes if on_gpu else None,
+        cooldown=training.cooldown,
         ema_decay=training.ema_decay,
-        seed=training.seed,
+        save_every_s=240.0,
+        watch_every=training.watch_every,
     )
-    train(modules, loss, plan, work.denoiser(number), worker)
+    watch = Curve(
+        work,
+        unet,
+        encoder,
+        {"trained": trained, "held_out": kept_back},
+        worker,
+        batch=training.batch,
+        snapshot_every=training.snapshot_every,
+    )
+    share = training.batch // worker.world_size
+    denoiser.make_fast(unet, encoder, worker.device)
+    loss = denoiser.denoiser_loss(unet, encoder, trained, share, worker.device)
+    train(modules, loss, plan, work.denoiser, worker, watch)

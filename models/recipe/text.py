@@ -1,8 +1,8 @@
 """Stage 2: the text encoder learns what captions mean before the denoiser has to.
 
-Called by the command line. From the state at the end marker, linear heads name concept, style and
-background, and paint a thumbnail of the drawing. The heads are thrown away. Legend: B batch,
-D text width, C colours, H and W pixels of the thumbnail.
+Called by the command line. From the state at the end marker, linear heads name concept, style,
+background, colour and layout, and paint a thumbnail of the drawing. The heads are thrown away.
+Legend: B batch, D text width, C colours, H and W pixels of the thumbnail.
 """
 
 from __future__ import annotations
@@ -16,15 +16,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models.recipe.captions import BACKGROUNDS, STYLES, draw_caption
+from models.recipe.captions import (
+    BACKGROUNDS,
+    LAYOUTS,
+    OBJECT_COLOURS,
+    STYLES,
+    draw_any_scene,
+    draw_caption,
+)
 from models.recipe.dataset import Dataset, composite
+from models.recipe.heldout import held_out_pairs
 from models.recipe.loop import LossFunction
 from models.recipe.tokenizer import TOKEN_WINDOW, tokenize
 
 TEXT_WIDTH = 192
 THUMBNAIL_SIZE = 16
 
-_BACKGROUND_NAMES = tuple(BACKGROUNDS)
+_HEADS: dict[str, tuple[str, ...]] = {
+    "style": STYLES,
+    "background": tuple(BACKGROUNDS),
+    "colour": OBJECT_COLOURS,
+    "layout": tuple(LAYOUTS)[1:],
+}
+"""What captions may say beside the thing; class 0 of each head means unsaid."""
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -47,25 +61,18 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_heads(concept_count: int) -> nn.ModuleDict:
-    """Linear probes of the pooled state; class 0 of style and background means unnamed."""
-    return nn.ModuleDict(
-        {
-            "concept": nn.Linear(TEXT_WIDTH, concept_count),
-            "style": nn.Linear(TEXT_WIDTH, 1 + len(STYLES)),
-            "background": nn.Linear(TEXT_WIDTH, 1 + len(_BACKGROUND_NAMES)),
-            "thumbnail": nn.Linear(TEXT_WIDTH, 3 * THUMBNAIL_SIZE**2),
-        }
-    )
+    """Linear probes of the pooled state; class 0 means unnamed, but for the concept."""
+    sizes = {name: 1 + len(classes) for name, classes in _HEADS.items()}
+    sizes |= {"concept": concept_count, "thumbnail": 3 * THUMBNAIL_SIZE**2}
+    return nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, size) for name, size in sizes.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionBatch:
-    """Captions and what they say."""
+    """Captions and what they say; `labels_B` has a class per caption for each head."""
 
     captions: list[str]
-    concepts_B: Tensor
-    styles_B: Tensor
-    backgrounds_B: Tensor
+    labels_B: dict[str, Tensor]
     thumbnails_BCHW: Tensor
 
 
@@ -76,30 +83,40 @@ def thumbnails(dataset: Dataset) -> Tensor:
 
 
 def draw_batch(dataset: Dataset, small_N4HW: Tensor, count: int, random: Random) -> CaptionBatch:
-    """Random captions of random drawings, half with a background, half with the style named."""
-    captions, labels, chosen = [], [], []
-    for _ in range(count):
+    """Random captions of random drawings that are not held out; half name the style."""
+    held_out = held_out_pairs(dataset.concepts)
+    captions: list[str] = []
+    labels, chosen = [], []
+    while len(captions) < count:
         index = random.randrange(len(dataset.drawings))
         drawing = dataset.drawings[index]
-        background = None if random.random() < 0.5 else random.choice(_BACKGROUND_NAMES)
+        if (drawing.concept_index, drawing.style) in held_out:
+            continue
         named = random.random() < 0.5
         concept = dataset.concepts[drawing.concept_index]
-        captions.append(draw_caption(concept, drawing.style, background, random, style_named=named))
-        style = 1 + STYLES.index(drawing.style) if named else 0
-        colour = 1 + _BACKGROUND_NAMES.index(background) if background else 0
-        labels.append((drawing.concept_index, style, colour))
-        chosen.append((index, BACKGROUNDS[background or "white"]))
-    concepts_B, styles_B, backgrounds_B = torch.tensor(labels).unbind(1)
+        scene = draw_any_scene(concept, random)
+        captions.append(draw_caption(concept, drawing.style, scene, random, style_named=named))
+        said = {
+            "style": drawing.style if named else None,
+            "background": scene.background,
+            "colour": scene.colour,
+            "layout": scene.layout,
+        }
+        labels.append([drawing.concept_index, *(_class_of(k, said[k]) for k in _HEADS)])
+        chosen.append((index, BACKGROUNDS[scene.background or "white"]))
+    columns = torch.tensor(labels).unbind(1)
     return CaptionBatch(
         captions=captions,
-        concepts_B=concepts_B,
-        styles_B=styles_B,
-        backgrounds_B=backgrounds_B,
+        labels_B=dict(zip(("concept", *_HEADS), columns, strict=True)),
         thumbnails_BCHW=composite(
             small_N4HW[[index for index, _ in chosen]],
             torch.tensor([colour for _, colour in chosen]),
         ),
     )
+
+
+def _class_of(head: str, name: str | None) -> int:
+    return 1 + _HEADS[head].index(name) if name in _HEADS[head] else 0
 
 
 def text_loss(
@@ -110,22 +127,23 @@ def text_loss(
     batch: int,
     device: torch.device,
 ) -> LossFunction:
-    """Cross-entropy of concept, style and background, plus the squared error of the thumbnail."""
+    """Cross-entropy of all that captions say, plus the squared error of the thumbnail."""
     small = thumbnails(dataset)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         random = Random(int(torch.randint(2**31, (1,), generator=generator)))
         drawn = draw_batch(dataset, small, batch, random)
         pooled_BD = model(tokenize(tokenizer, drawn.captions).to(device)).pooler_output
-        concepts_B = drawn.concepts_B.to(device)
-        guesses = heads["concept"](pooled_BD)
-        concept = F.cross_entropy(guesses, concepts_B)
-        style = F.cross_entropy(heads["style"](pooled_BD), drawn.styles_B.to(device))
-        background = F.cross_entropy(heads["background"](pooled_BD), drawn.backgrounds_B.to(device))
+        labels = {name: classes.to(device) for name, classes in drawn.labels_B.items()}
+        guesses = {name: heads[name](pooled_BD).float() for name in labels}
+        errors = {name: F.cross_entropy(guesses[name], labels[name]) for name in labels}
         target = drawn.thumbnails_BCHW.flatten(1).to(device)
         thumbnail = F.mse_loss(heads["thumbnail"](pooled_BD).float(), target)
-        return concept + 0.3 * style + 0.3 * background + 2.0 * thumbnail, {
-            "accuracy": (guesses.argmax(1) == concepts_B).float().mean(),
+        others = sum((errors[name] for name in _HEADS), torch.zeros((), device=device))
+        right = guesses["concept"].argmax(1) == labels["concept"]
+        return errors["concept"] + 0.3 * others + 2.0 * thumbnail, {
+            "accuracy": right.float().mean(),
+            "others": others,
             "thumbnail": thumbnail,
         }
 

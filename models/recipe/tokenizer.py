@@ -18,12 +18,12 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import BACKGROUNDS, STYLES, Concept, draw_caption
+from models.recipe.captions import STYLES, Concept, draw_any_scene, draw_caption
 
 TOKEN_WINDOW = 32
 """Tokens that the text encoder reads, the two markers included."""
-MAX_VOCABULARY_SIZE = 1600
-CAPTIONS_PER_DRAWING = 60
+MAX_VOCABULARY_SIZE = 2200
+CAPTIONS_PER_DRAWING = 20
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
@@ -35,9 +35,8 @@ def train_tokenizer(concepts: Sequence[Concept], folder: Path, *, seed: int = 1)
     Start, end and padding are set explicitly: the encoder pools at the first end marker.
     """
     random = Random(seed)
-    backgrounds = (None, *BACKGROUNDS)
     captions = [
-        draw_caption(concept, style, random.choice(backgrounds), random).lower()
+        draw_caption(concept, style, draw_any_scene(concept, random), random).lower()
         for _ in range(CAPTIONS_PER_DRAWING)
         for concept in concepts
         for style in STYLES

@@ -34,19 +34,43 @@ class WorkDir:
         """Checkpoint of the pre-trained text encoder."""
         return self.root / "text.safetensors"
 
-    @property
-    def latents(self) -> Path:
-        """Encoded views, float16 [drawing, view, background slot, 4, 16, 16]."""
-        return self.root / "latents.npy"
+    def latents(self, number: int) -> Path:
+        """One chunk of encoded pictures, counted from 0."""
+        return self.root / "latents" / f"{number:03d}.npz"
 
     @property
-    def latent_backgrounds(self) -> Path:
-        """Index of the background of each coloured slot, int64 [drawing, view, slot - 1]."""
-        return self.root / "latent_backgrounds.npy"
+    def latent_chunks(self) -> list[Path]:
+        """All chunks that there are."""
+        return sorted((self.root / "latents").glob("[0-9]*[0-9].npz"))
 
-    def denoiser(self, number: int) -> Path:
-        """Checkpoint of one round of the denoiser and the text encoder, counted from 1."""
-        return self.root / f"denoiser-{number}.safetensors"
+    @property
+    def start_autoencoder(self) -> Path:
+        """Weights that the autoencoder's last phase starts from, if any were adopted."""
+        return self.root / "start-autoencoder.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """Weights of denoiser and text encoder that training starts from, if any were adopted."""
+        return self.root / "start.safetensors"
+
+    @property
+    def denoiser(self) -> Path:
+        """Checkpoint of the denoiser and the text encoder."""
+        return self.root / "denoiser.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        """JSON lines: what was measured while the denoiser learned."""
+        return self.root / "curve.jsonl"
+
+    def snapshot(self, sample_count: int) -> Path:
+        """Averaged weights, float16, after so many samples."""
+        return self.root / "snapshots" / f"{sample_count:010d}.safetensors"
+
+    @property
+    def snapshots(self) -> list[Path]:
+        """All snapshots, oldest first."""
+        return sorted((self.root / "snapshots").glob("*[0-9].safetensors"))
 
     @property
     def judge(self) -> Path:

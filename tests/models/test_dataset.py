@@ -56,7 +56,7 @@ def test_resizing_leaves_no_dark_fringe() -> None:
 def test_views_are_premultiplied_and_the_first_is_centred() -> None:
     rgba = np.zeros((256, 256, 4), np.uint8)
     rgba[64:192, 96:160] = RED
-    views = draw_views(rgba, 4, Random(0), may_mirror=True)
+    views = draw_views(rgba, 4, Random(0))
     assert views.shape == (4, 4, IMAGE_SIZE, IMAGE_SIZE)
     assert (views[:, :3] <= views[:, 3:]).all()
     rows, columns = np.nonzero(views[0, 3] > 127)

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.recipe.captions import load_concepts
-from models.recipe.evaluate import README_PROMPTS, as_tensor, corner_colours, diversity
-from models.recipe.judge import Judge, disturb, draw_example, psnr_db, rate
+from models.recipe.evaluate import README_PROMPTS
+from models.recipe.judge import Examples, Judge, disturb, psnr_db, rate
 from models.recipe.sheets import contact_sheet, save_png, save_webp
 from models.recipe.spoilers import SPOILERS, Spoiler, blur
 from tests.models.tiny import write_views
@@ -53,7 +52,8 @@ def test_a_disturbance_changes_little() -> None:
 
 def test_examples_are_named_spoiled_or_left_out(tmp_path: Path) -> None:
     dataset, random = write_views(tmp_path), Random(0)
-    labels = [draw_example(dataset, random)[1] for _ in range(60)]
+    examples = Examples(dataset)
+    labels = [examples.one(random)[1] for _ in range(60)]
     assert set(labels) <= {0, 1, len(dataset.concepts), -100}
     assert {0, 1, len(dataset.concepts)} <= set(labels)
 
@@ -85,26 +85,6 @@ def test_a_rating_counts_first_places_top_five_and_none() -> None:
     rating = rate(ScriptedJudge(ranks), torch.zeros(4, 3, 8, 8), torch.tensor([0, 3, 6, 0]))
     assert (rating.top1, rating.top5, rating.none) == (0.25, 0.75, 0.25)
     assert rating.top1_of_concepts == 0.5
-
-
-def test_corner_colours_ignore_the_middle() -> None:
-    pictures = np.full((1, 128, 128, 3), (10, 200, 30), np.uint8)
-    pictures[:, 20:108, 20:108] = 255
-    assert corner_colours(pictures).tolist() == [[10.0, 200.0, 30.0]]
-
-
-def test_diversity_names_the_concept_that_varies_least() -> None:
-    pictures = np.zeros((2, 2, 4, 4, 3), np.uint8)
-    pictures[1, 0] = 100
-    pictures[1, 1] = 6
-    report = diversity(pictures, load_concepts()[:2])
-    assert report == {"rms_mean": 53.0, "rms_least": 6.0, "least_diverse": "green apple"}
-
-
-def test_pictures_span_minus_one_to_one() -> None:
-    tensor = as_tensor(np.array([[[[0, 127.5, 255]]]]))
-    assert tensor.shape == (1, 3, 1, 1)
-    assert tensor.flatten().tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_a_sheet_has_a_cell_for_each_picture(tmp_path: Path) -> None:

@@ -1,103 +1,198 @@
-"""From views to training examples: latents, their backgrounds, and captions that tell the truth."""
+"""From views to training examples: pictures, their latents, and captions that tell the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from models.recipe.autoencoder import build_autoencoder
-from models.recipe.captions import BACKGROUNDS, COLOUR_SPELLINGS, STYLES, load_concepts
-from models.recipe.dataset import Drawing, composite
-from models.recipe.denoiser import ROUNDS, Draws
+from models.recipe.captions import BACKGROUNDS, LAYOUTS, Scene, load_concepts
+from models.recipe.dataset import Dataset, composite, ink
+from models.recipe.draws import Draws, kind_of
+from models.recipe.heldout import COLOUR_CONCEPTS, FIRST_EDITION_COUNT, SHARE, held_out_pairs
 from models.recipe.latents import (
-    COLOURED_COUNT,
-    EncodedViews,
-    encode_views,
+    KINDS,
+    EncodedPictures,
+    draw_picture,
+    draw_scene,
+    encode_chunk,
     latent_scale,
     load_latents,
+    paintable_colour,
 )
+from models.recipe.layouts import lay_out
+from models.recipe.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from models.recipe.workdir import WorkDir
-from tests.models.tiny import DRAWINGS, VIEW_COUNT, WORKER, write_views
+from tests.models.tiny import CONCEPTS, DRAWINGS, WORKER, write_views
 
 
-def test_each_latent_is_the_view_on_the_colour_that_its_slot_names(tmp_path: Path) -> None:
-    work, dataset = WorkDir(root=tmp_path), write_views(tmp_path)
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[WorkDir, Dataset]:
+    root = tmp_path_factory.mktemp("work")
+    work, dataset = WorkDir(root=root), write_views(root)
+    torch.manual_seed(0)
+    encode_chunk(build_autoencoder(), dataset, work, 0, WORKER)
+    return work, dataset
+
+
+def test_each_latent_is_the_picture_that_its_scene_describes(
+    encoded: tuple[WorkDir, Dataset],
+) -> None:
+    work, dataset = encoded
+    pictures = load_latents(dataset, work.latent_chunks)
+    assert pictures.latents.shape == (len(DRAWINGS) * len(KINDS), 4, 16, 16)
     torch.manual_seed(0)
     vae = build_autoencoder()
-    encode_views(vae, dataset, work, WORKER)
-    encoded = load_latents(dataset, work)
-    assert encoded.latents.shape == (len(DRAWINGS), VIEW_COUNT, 1 + COLOURED_COUNT, 4, 16, 16)
-    assert encoded.background(0, 0, 0) is None
-    for slot in range(1 + COLOURED_COUNT):
-        colour = BACKGROUNDS[encoded.background(2, 1, slot) or "white"]
-        view = torch.from_numpy(np.array(dataset.views[2, 1]))[None]
+    compared = 0
+    for latent, index, scene in zip(
+        pictures.latents, pictures.drawings, pictures.scenes, strict=True
+    ):
+        if scene.layout != "whole" or scene.colour is not None:
+            continue
+        view = torch.from_numpy(np.array(dataset.views[index, 0]))
+        view = ink(view, dataset.drawings[index].style, scene.background)
+        colour = torch.tensor([BACKGROUNDS[scene.background or "white"]])
         with torch.no_grad():
-            expected = vae.encoder(composite(view, torch.tensor([colour])))[0]
-        assert torch.allclose(encoded.latents[2, 1, slot].float(), expected, atol=2e-3)
+            expected = vae.encoder(composite(view[None], colour))[0]
+        assert torch.allclose(latent.float(), expected, atol=2e-3)
+        compared += 1
+    assert compared >= 3 * len(DRAWINGS)
 
 
-def test_latents_of_other_drawings_are_refused(tmp_path: Path) -> None:
-    work, dataset = WorkDir(root=tmp_path), write_views(tmp_path)
-    np.save(work.latents, np.zeros((1, 1, 1, 4, 16, 16), np.float16))
-    np.save(work.latent_backgrounds, np.zeros((1, 1, 0), np.int64))
+def test_another_chunk_shows_other_scenes(encoded: tuple[WorkDir, Dataset], tmp_path: Path) -> None:
+    work, dataset = encoded
+    other = WorkDir(root=tmp_path)
+    encode_chunk(build_autoencoder(), dataset, other, 1, WORKER)
+    first, second = (load_latents(dataset, w.latent_chunks) for w in (work, other))
+    assert first.scenes != second.scenes
+    both = load_latents(dataset, [*work.latent_chunks, *other.latent_chunks])
+    assert len(both.latents) == len(both.drawings) == len(both.scenes) == 2 * len(first.scenes)
+
+
+def test_latents_of_other_drawings_are_refused(encoded: tuple[WorkDir, Dataset]) -> None:
+    work, dataset = encoded
+    fewer = Dataset(
+        concepts=dataset.concepts, drawings=dataset.drawings[:1], views=dataset.views[:1]
+    )
     with pytest.raises(ValueError, match="other drawings"):
-        load_latents(dataset, work)
+        load_latents(fewer, work.latent_chunks)
+    with pytest.raises(ValueError, match="no latents"):
+        load_latents(dataset, [])
 
 
 def test_scaled_latents_have_unit_deviation() -> None:
-    latents = 3.0 * torch.randn(2, 1, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = 3.0 * torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     scaled = latents.half().float() * latent_scale(latents.half())
     assert float(scaled.std()) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.fixture
-def marked() -> EncodedViews:
-    """Latents whose first element is ten times the drawing plus the slot."""
-    drawings = tuple(Drawing(concept_index=c, style=s) for c in range(4) for s in STYLES)
-    shape = (len(drawings), 2, 1 + COLOURED_COUNT, 4, 1, 1)
-    marks = 10 * torch.arange(len(drawings))[:, None, None] + torch.arange(1 + COLOURED_COUNT)
-    latents = marks[..., None, None, None].expand(shape).half()
-    backgrounds = np.arange(len(drawings) * 2 * COLOURED_COUNT).reshape(len(drawings), 2, -1)
-    return EncodedViews(
-        drawings=drawings, latents=latents, backgrounds=backgrounds % len(BACKGROUNDS)
+def test_what_is_held_out_is_fixed_and_of_things_that_no_earlier_weights_saw() -> None:
+    pairs = held_out_pairs(CONCEPTS)
+    assert len(pairs) == round(SHARE * 3 * len(CONCEPTS))
+    assert pairs == held_out_pairs(load_concepts())
+    assert min(index for index, _ in pairs) >= FIRST_EDITION_COUNT
+    assert len({index for index, _ in pairs}) == len(pairs)
+    assert len(COLOUR_CONCEPTS) == 20
+    assert set(COLOUR_CONCEPTS) <= {concept.label for concept in CONCEPTS}
+
+
+def test_things_whose_colours_are_held_out_are_never_painted(
+    encoded: tuple[WorkDir, Dataset],
+) -> None:
+    _, dataset = encoded
+    assert CONCEPTS[0].label in COLOUR_CONCEPTS
+    assert paintable_colour(dataset, 0) is None
+    assert paintable_colour(dataset, 2) is None  # a green apple: no name without a colour
+    assert paintable_colour(dataset, 3) is None  # lines
+    scenes = [draw_scene("colour", CONCEPTS[0], None, Random(seed)) for seed in range(20)]
+    assert {kind_of(scene) for scene in scenes} == {"background"}
+
+
+def test_only_what_can_be_counted_is_counted() -> None:
+    grapes = next(concept for concept in CONCEPTS if concept.phrase == "grapes")
+    layouts = {draw_scene("layout", grapes, None, Random(seed)).layout for seed in range(200)}
+    assert layouts == set(LAYOUTS) - {"whole", "two", "three", "four"}
+
+
+@pytest.mark.parametrize(("layout", "count"), [("small", 1), ("two", 2), ("three", 3), ("four", 4)])
+def test_a_layout_holds_so_many_things_of_half_size(layout: str, count: int) -> None:
+    view = torch.zeros(4, 128, 128)
+    view[:, 32:96, 32:96] = 255.0
+    laid = lay_out(view, layout, Random(0))
+    assert float(laid.sum()) == pytest.approx(count * float(view.sum()) / 4)
+    assert lay_out(view, "whole", Random(0)) is view
+
+
+def test_a_line_drawing_turns_white_on_black() -> None:
+    view = torch.zeros(4, 128, 128)
+    view[3, 32:96, 32:96] = 255.0
+    black, blue = (
+        draw_picture(view, "line", Scene(background=name), Random(0)) for name in ("black", "blue")
     )
+    assert float(black[:, 64, 64].mean()) == pytest.approx(1.0)
+    assert float(blue[:, 64, 64].mean()) == pytest.approx(-1.0)
 
 
-def test_captions_say_what_their_latents_show(marked: EncodedViews) -> None:
-    concepts = load_concepts()
-    batch = Draws(marked, concepts, ROUNDS[-1]).batch(600, Random(0))
+@pytest.fixture
+def marked(tmp_path: Path) -> tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]]:
+    """Latents that hold the number of their row; one of three drawings is held out."""
+    kept_back = sorted(held_out_pairs(CONCEPTS))[0]
+    seen = (kept_back[0], "flat" if kept_back[1] == "3d" else "3d")
+    drawings = [(0, "3d"), kept_back, seen]
+    dataset = write_views(tmp_path, tuple(drawings))
+    scenes = (Scene(), Scene(background="blue"), Scene(layout="small"))
+    rows = [(index, scene) for index in range(3) for scene in scenes]
+    marks = torch.arange(len(rows)).half()[:, None, None, None].expand(-1, 4, 1, 1)
+    encoded = EncodedPictures(
+        latents=marks.contiguous(),
+        drawings=tuple(index for index, _ in rows),
+        scenes=tuple(scene for _, scene in rows),
+    )
+    chosen = [CONCEPTS[0], CONCEPTS[kept_back[0]]]
+    train_tokenizer(chosen, tmp_path / "tokenizer")
+    return encoded, dataset, load_tokenizer(tmp_path / "tokenizer"), drawings
+
+
+def test_captions_say_what_their_latents_show_and_held_out_pairs_stay_out(
+    marked: tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]],
+) -> None:
+    encoded, dataset, tokenizer, drawings = marked
+    draws = Draws(encoded, dataset, tokenizer, 2.0, caption_count=5)
+    batch = draws.batch(600, torch.Generator().manual_seed(0))
+    empty = tokenize(tokenizer, [""])[0]
     spoken = 0
-    for caption, latent in zip(batch.captions, batch.latents_BChw, strict=True):
-        mark = int(latent.flatten()[0])
-        drawing, slot = marked.drawings[mark // 10], mark % 10
-        if not caption:
+    for tokens, latent in zip(batch.tokens_BL, batch.latents_BChw, strict=True):
+        row = round(float(latent.flatten()[0]) / 2.0)
+        assert encoded.drawings[row] != 1, "a held-out pair was drawn"
+        if torch.equal(tokens, empty):
             continue
         spoken += 1
-        assert _names(caption, concepts[drawing.concept_index].names)
-        assert drawing.style == "3d" or "flat" in caption
-        if slot:
-            seen = {marked.background(mark // 10, view, slot) for view in (0, 1)}
-            assert _names(caption, [s for name in seen for s in _spellings(name)])
+        caption = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        index, style = drawings[encoded.drawings[row]]
+        assert _names(caption, CONCEPTS[index].names), caption
+        assert style == "3d" or style in caption
+        assert (encoded.scenes[row].background == "blue") == ("blue" in caption)
+        assert (encoded.scenes[row].layout == "small") == bool({"small", "tiny"} & _words(caption))
     assert 500 < spoken < 580
-    assert batch.latents_BChw.dtype == torch.float32
 
 
-def _spellings(colour: str | None) -> tuple[str, ...]:
-    assert colour is not None
-    return COLOUR_SPELLINGS.get(colour, (colour,))
+def test_the_held_out_pairs_can_be_drawn_alone(
+    marked: tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]],
+) -> None:
+    encoded, dataset, tokenizer, _ = marked
+    draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1, held_out=True)
+    batch = draws.batch(50, torch.Generator().manual_seed(0))
+    assert {encoded.drawings[int(row)] for row in batch.latents_BChw[:, 0, 0, 0]} == {1}
 
 
-def _names(caption: str, names: Sequence[str]) -> bool:
+def _names(caption: str, names: tuple[str, ...]) -> bool:
     return any(name.split(" ", 1)[-1] in caption or name in caption for name in names)
 
 
-def test_every_drawing_that_is_shown_twice_is_one_that_there_is() -> None:
-    labels = {concept.label for concept in load_concepts()}
-    for training in ROUNDS:
-        assert set(training.shown_twice) == set(STYLES)
-        assert all(shown <= labels for shown in training.shown_twice.values())
+def _words(caption: str) -> set[str]:
+    return set(caption.replace(",", " ").split())

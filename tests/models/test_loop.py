@@ -91,6 +91,27 @@ def test_a_plan_has_exactly_one_budget(budgets: dict[str, float]) -> None:
         Plan(learning_rate=1.0, **budgets)  # type: ignore[arg-type]
 
 
+def test_the_rate_may_stay_at_its_peak_until_the_cooldown() -> None:
+    plan = Plan(learning_rate=1.0, step_count=100, warmup_steps=10, cooldown=0.2)
+    assert plan.rate(50, 0.5) == plan.rate(80, 0.8) == 1.0
+    assert plan.rate(90, 0.9) == pytest.approx(0.51)
+    assert plan.rate(100, 1.0) == pytest.approx(0.02)
+
+
+def test_a_watcher_is_called_at_every_so_many_steps(tmp_path: Path) -> None:
+    modules, seen = toy(), []
+    plan = Plan(learning_rate=1e-2, step_count=9, watch_every=4)
+    train(
+        modules,
+        toy_loss(modules),
+        plan,
+        tmp_path / "run.safetensors",
+        WORKER,
+        lambda state: seen.append(state.step),
+    )
+    assert seen == [4, 8]
+
+
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
     plan = Plan(learning_rate=1.0, step_count=100, warmup_steps=10, final_rate=0.02)
     assert plan.rate(0, 0.0) == pytest.approx(0.1)

@@ -1,4 +1,4 @@
-"""A work folder of the recipe with two drawings and untrained weights, made in a second or two.
+"""A work folder of the recipe with a few drawings and untrained weights, made in seconds.
 
 For tests of the stages. The architecture is the real one; drawings are plain shapes.
 """
@@ -15,44 +15,53 @@ from torch import nn
 from models.recipe import autoencoder, denoiser
 from models.recipe.captions import load_concepts
 from models.recipe.dataset import IMAGE_SIZE, Dataset, load_dataset
-from models.recipe.latents import encode_views
+from models.recipe.judge import Judge
+from models.recipe.latents import encode_chunk
 from models.recipe.loop import Plan, State
 from models.recipe.parallel import Worker
-from models.recipe.text import build_text_encoder
+from models.recipe.text import as_modules as text_modules
+from models.recipe.text import build_heads, build_text_encoder
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
-DRAWINGS = ((0, "3d"), (0, "flat"), (1, "3d"))
+CONCEPTS = load_concepts()
+DRAWINGS = ((0, "3d"), (0, "flat"), (1, "3d"), (1, "line"))
 VIEW_COUNT = 2
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def write_views(root: Path) -> Dataset:
+def write_views(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) -> Dataset:
     """Write premultiplied views of opaque squares, one colour a drawing; returns the dataset."""
-    views = np.zeros((len(DRAWINGS), VIEW_COUNT, 4, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for index in range(len(DRAWINGS)):
+    views = np.zeros((len(drawings), VIEW_COUNT, 4, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for index, (_, style) in enumerate(drawings):
         views[index, :, 3, 32:96, 32:96] = 255
-        views[index, :, index, 32:96, 32:96] = 200
+        if style != "line":
+            views[index, :, index % 3, 32:96, 32:96] = 200
     root.mkdir(parents=True, exist_ok=True)
     np.save(root / "views.npy", views)
-    labels = [concept.label for concept in load_concepts()]
-    (root / "views.json").write_text(json.dumps({"labels": labels, "drawings": DRAWINGS}))
+    labels = [concept.label for concept in CONCEPTS]
+    (root / "views.json").write_text(json.dumps({"labels": labels, "drawings": drawings}))
     return load_dataset(root)
 
 
-def write_work_dir(root: Path) -> WorkDir:
-    """Write everything that `export` reads; weights are random but fixed."""
-    work, dataset = WorkDir(root=root), write_views(root)
+def write_work_dir(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) -> WorkDir:
+    """Write everything that `export` and the denoiser read; weights are random but fixed."""
+    work, dataset = WorkDir(root=root), write_views(root, drawings)
     train_tokenizer(dataset.concepts[:3], work.tokenizer)
     torch.manual_seed(0)
     vae = autoencoder.build_autoencoder()
     save(autoencoder.as_modules(vae), work.autoencoder(len(autoencoder.PHASES)))
-    encode_views(vae, dataset, work, WORKER)
+    encode_chunk(vae, dataset, work, 0, WORKER)
     encoder = build_text_encoder(load_tokenizer(work.tokenizer))
-    save(
-        denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser(len(denoiser.ROUNDS))
-    )
+    save(text_modules(encoder, build_heads(len(dataset.concepts))), work.text)
+    save(denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser)
     return work
+
+
+def write_judge(work: WorkDir) -> None:
+    """Write an untrained judge of the whole vocabulary."""
+    torch.manual_seed(1)
+    save({"judge": Judge(len(CONCEPTS))}, work.judge)
 
 
 def save(modules: dict[str, nn.Module], path: Path) -> None:

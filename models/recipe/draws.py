@@ -1,0 +1,136 @@
+"""Training examples for the denoiser: captions as tokens beside scaled latents.
+
+Called by `denoiser` and by the curve. All captions are drawn and tokenised once, so that a step
+costs two look-ups, on a CPU and on a GPU alike. Legend: N pictures, K captions a picture, B batch,
+L tokens, C channels, h and w latent sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from models.recipe.captions import PLAIN, Scene, draw_caption
+from models.recipe.dataset import Dataset
+from models.recipe.heldout import held_out_pairs
+from models.recipe.latents import EncodedPictures
+from models.recipe.tokenizer import tokenize
+
+EMPTY_SHARE = 0.1
+"""Captions left empty, for classifier-free guidance."""
+WHITE_NAMED_SHARE = 0.08
+STYLE_SHARES = {"3d": 0.4, "flat": 0.34, "line": 0.26}
+KIND_SHARES = {"plain": 0.55, "background": 0.2, "colour": 0.11, "layout": 0.14}
+_CAPTIONS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentBatch:
+    """Tokens of captions, int64, and scaled latents, float32, of what they describe."""
+
+    tokens_BL: Tensor
+    latents_BChw: Tensor
+
+
+def kind_of(scene: Scene) -> str:
+    """Which share of the training a picture belongs to."""
+    if scene.colour is not None:
+        return "colour"
+    if scene.layout != "whole":
+        return "layout"
+    return "plain" if scene == PLAIN else "background"
+
+
+class Draws:
+    """Random examples of the pairs that are not held out, or of those that are."""
+
+    def __init__(
+        self,
+        encoded: EncodedPictures,
+        dataset: Dataset,
+        tokenizer: CLIPTokenizer,
+        scale: float,
+        *,
+        caption_count: int,
+        held_out: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Draw `caption_count` captions a picture; `held_out` takes only the pairs kept back."""
+        kept_back = held_out_pairs(dataset.concepts)
+        drawings = dataset.drawings
+        rows = [
+            row
+            for row, index in enumerate(encoded.drawings)
+            if ((drawings[index].concept_index, drawings[index].style) in kept_back) is held_out
+        ]
+        self._scale = scale
+        self._weights_N = _weights(encoded, dataset, rows)
+        self._latents_NChw = encoded.latents[rows]
+        self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
+        self._empty_L = tokenize(tokenizer, [""])[0].short()
+
+    def to(self, device: torch.device) -> Draws:
+        """Keep everything on `device`, where batches will be; returns itself."""
+        for name in ("_weights_N", "_latents_NChw", "_tokens_NKL", "_empty_L"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def batch(self, count: int, generator: torch.Generator) -> LatentBatch:
+        """`count` captions with the latents of what they describe."""
+        device = self._weights_N.device
+        rows = torch.multinomial(self._weights_N, count, replacement=True, generator=generator)
+        caption_count = self._tokens_NKL.shape[1]
+        which = torch.randint(caption_count, (count,), generator=generator, device=device)
+        empty = torch.rand(count, generator=generator, device=device) < EMPTY_SHARE
+        tokens = torch.where(empty[:, None], self._empty_L, self._tokens_NKL[rows, which])
+        return LatentBatch(
+            tokens_BL=tokens.long(), latents_BChw=self._latents_NChw[rows].float() * self._scale
+        )
+
+
+def _weights(encoded: EncodedPictures, dataset: Dataset, rows: Sequence[int]) -> Tensor:
+    """One weight a row: every drawing of a style counts the same, its kinds as `KIND_SHARES`."""
+    totals: dict[tuple[int, str], int] = {}
+    kinds = [(encoded.drawings[row], kind_of(encoded.scenes[row])) for row in rows]
+    for key in kinds:
+        totals[key] = totals.get(key, 0) + 1
+    kind_sums: dict[int, float] = {}
+    for drawing, kind in totals:
+        kind_sums[drawing] = kind_sums.get(drawing, 0.0) + KIND_SHARES[kind]
+    weights = [
+        STYLE_SHARES[dataset.drawings[drawing].style]
+        * KIND_SHARES[kind]
+        / (totals[drawing, kind] * kind_sums[drawing])
+        for drawing, kind in kinds
+    ]
+    return torch.tensor(weights)
+
+
+def _captions(
+    encoded: EncodedPictures,
+    dataset: Dataset,
+    rows: Sequence[int],
+    tokenizer: CLIPTokenizer,
+    caption_count: int,
+    random: Random,
+) -> Tensor:
+    """Token ids, int16 [N, K, L]."""
+    captions = []
+    for row in rows:
+        drawing = dataset.drawings[encoded.drawings[row]]
+        concept = dataset.concepts[drawing.concept_index]
+        for _ in range(caption_count):
+            scene = encoded.scenes[row]
+            if scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
+                scene = Scene(background="white")
+            captions.append(draw_caption(concept, drawing.style, scene, random))
+    parts = [
+        tokenize(tokenizer, captions[start : start + _CAPTIONS_AT_ONCE]).short()
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
+    ]
+    return torch.cat(parts).view(len(rows), caption_count, -1)
