@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -57,7 +57,8 @@ class TrainingProgress:
     validation_loss: float | None
     """None before the first validation."""
     learning_rate: float
-    eta: timedelta | None
+    eta_s: float | None
+    """Expected seconds until the last step."""
     class_picture_count: int
     """Class pictures that are there; they are drawn before the first step."""
 
@@ -247,7 +248,7 @@ def _progress(message: training_pb2.TrainingProgress) -> TrainingProgress:
         prior_loss=message.prior_loss if message.HasField("prior_loss") else None,
         validation_loss=message.validation_loss if message.HasField("validation_loss") else None,
         learning_rate=message.learning_rate,
-        eta=message.eta.ToTimedelta() if message.HasField("eta") else None,
+        eta_s=message.eta.ToTimedelta().total_seconds() if message.HasField("eta") else None,
         class_picture_count=message.class_picture_count,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 from limner.v1 import model_pb2, model_pb2_grpc, training_pb2, training_pb2_grpc
@@ -45,7 +46,10 @@ def job(state: int = State.STATE_RUNNING, step: int = 2, **fields: Any) -> State
         "method": training_pb2.TRAINING_METHOD_LORA,
         "dataset_id": "d" * 64,
         "progress": training_pb2.TrainingProgress(
-            instance_loss=0.5, prior_loss=0.25, learning_rate=1e-4
+            instance_loss=0.5,
+            prior_loss=0.25,
+            learning_rate=1e-4,
+            eta=Duration(seconds=1, nanos=500_000_000),
         ),
     }
     return State(**(plain | fields))
@@ -391,7 +395,7 @@ def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
 def test_trainings_lists_shows_and_acts(
     trainer: ScriptedTrainer, limner: Limner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer.watches = [says(is_at(job(State.STATE_SUCCEEDED, 4)))]
+    trainer.watches = [says(is_at(job(State.STATE_SUCCEEDED, 4)))] * 2
     assert limner("trainings", "list", "--json") == 0
     assert [each["id"] for each in json.loads(capsys.readouterr().out)] == ["job_1", "job_2"]
     assert limner("trainings", "list", "--limit", "1") == 0
@@ -400,6 +404,8 @@ def test_trainings_lists_shows_and_acts(
     assert "job_2" not in listed
     assert limner("trainings", "show", "job_7") == 0
     assert "job_7" in capsys.readouterr().out
+    assert limner("trainings", "watch", "job_1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["progress"]["eta_s"] == 1.5
     for verb in ("watch", "cancel", "resume", "delete"):
         assert limner("trainings", verb, "job_1") == 0
     assert trainer.called == ["cancel job_1", "resume job_1", "delete job_1"]

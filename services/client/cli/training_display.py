@@ -95,8 +95,8 @@ def facts(job: TrainingJob) -> str:
     if progress.validation_loss is not None:
         parts.append(f"validation {progress.validation_loss:.4f}")
     parts.append(f"rate {progress.learning_rate:.1e}")
-    if progress.eta is not None and not job.has_ended:
-        parts.append(f"{timedelta(seconds=round(progress.eta.total_seconds()))} left")
+    if progress.eta_s is not None and not job.has_ended:
+        parts.append(f"{timedelta(seconds=round(progress.eta_s))} left")
     return "  ".join(parts)
 
 
