@@ -91,7 +91,12 @@ class AdmissionControl:
         self._local = LocalBuckets(replica_count)
         self._lease_ms = round(lease_s * 1000)
         self._reconcile_interval_s = reconcile_interval_s
-        self._reconciliation = Reconciliation(self._store, self._ledger, metrics)
+        self._reconciliation = Reconciliation(
+            self._store,
+            self._ledger,
+            metrics,
+            restore=lambda account, running: self._heart.restore(account, running),
+        )
         self._heart = Heart(
             lease_ms=self._lease_ms, reconciliation=self._reconciliation, metrics=metrics
         )
@@ -124,6 +129,7 @@ class AdmissionControl:
         """Renews, sweeps and corrects until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._heart.beat())
+            group.create_task(self._heart.look())
             group.create_task(self._heart.finish_endings())
             group.create_task(_every(_SUSPECT_INTERVAL_S, self._reconciliation.correct_suspects))
             group.create_task(self._reconciliation.correct_all())

@@ -3,6 +3,11 @@
 Made by `control`, kept alive by `Heart`. A store that is away when a lease ends is asked again for
 as long as the lease could live there; after that the lease expires by itself and the ledger
 corrects the balance.
+
+A store that was emptied has to count what runs again. Nobody is admitted to an account that it does
+not know, and a gateway that meets one puts its own leases of that account back first. Every gateway
+also renews one lease a second beside the beat; if the store had lost it, it puts all of its own
+back. So what ran before is uncounted on no gateway of its own, and on others for about a second.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -26,6 +31,8 @@ from services.gateway.admission.store import AdmissionStore, Renewal, StoreError
 from services.gateway.metrics import GatewayMetrics
 from services.runtime.errors import UnavailableError
 
+LOOK_INTERVAL_S = 1.0
+"""How soon a gateway notices that the store lost its leases."""
 _RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -46,8 +53,28 @@ class Heart:
         """Renews every lease, a third of its time after the last beat; until cancelled."""
         while True:
             await asyncio.sleep(self.lease_ms / 3000)
-            for lease in list(self.held.values()):
-                await self._renew(lease)
+            await self._renew_all()
+
+    async def look(self) -> None:
+        """Renews a lease now and then, and all at once when the store lost it; until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            lease = next((each for each in self.held.values() if not each.is_immediate), None)
+            if lease is not None and await self._renew(lease) is Renewal.RESTORED:
+                await self._renew_all()
+
+    async def restore(self, account: str, running: Collection[str]) -> bool:
+        """Puts leases of an account back of which the store has only `running`; whether any."""
+        lost = [
+            lease
+            for ticket, lease in self.held.items()
+            if ticket.account == account
+            and ticket.claim_id not in running
+            and not lease.is_immediate
+        ]
+        for lease in lost:
+            await self._renew(lease)
+        return bool(lost)
 
     async def finish_endings(self) -> None:
         """Tells the store of ends that it has not heard of; until cancelled."""
@@ -84,9 +111,14 @@ class Heart:
         refunded = lease.request.estimate_millicredits - lease.charged_millicredits
         self.metrics.count_credits("refunded", max(0, refunded))
 
-    async def _renew(self, lease: HeldLease) -> None:
+    async def _renew_all(self) -> None:
+        for lease in list(self.held.values()):
+            await self._renew(lease)
+
+    async def _renew(self, lease: HeldLease) -> Renewal | None:
+        """What became of it; None: it ended meanwhile, or the store is away."""
         if lease.ticket not in self.held:
-            return  # ended while others were renewed
+            return None
         try:
             renewal = await lease.store.renew(
                 lease.ticket,
@@ -94,13 +126,14 @@ class Heart:
                 lease_ms=self.lease_ms,
             )
         except StoreError:
-            return  # counted by the guard; the next beat tries again
+            return None  # counted by the guard; the next beat tries again
         if renewal is not Renewal.RENEWED:
             lease.is_doubtful = True
             _log.warning("a lease was lost under its stream", extra={"now": renewal.value})
         if lease.ticket not in self.held and renewal is Renewal.RESTORED:
             # It ended while this beat was under way, which must not bring it back.
             await self.end(lease)
+        return renewal
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

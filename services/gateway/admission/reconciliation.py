@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import TypeAlias
 
 from services.gateway.admission.guarded_ledger import GuardedLedger, LedgerDownError
 from services.gateway.admission.store import AdmissionStore, Balance, StoreError, Usage
@@ -22,16 +24,24 @@ _ATTEMPTS = 20
 _log = logging.getLogger(__name__)
 
 
+Restore: TypeAlias = Callable[[str, Collection[str]], Awaitable[bool]]
+"""Puts leases back of an account of which the store has only those with these claim ids; whether
+there were any."""
+
+
 class Reconciliation:
-    """Corrects `store` from `ledger`."""
+    """Corrects `store` from `ledger`, after `restore` where the store did not know an account."""
 
     def __init__(
         self,
         store: AdmissionStore,
         ledger: GuardedLedger,
         metrics: GatewayMetrics,
+        *,
+        restore: Restore,
     ) -> None:
         self._store = store
+        self._restore = restore
         self._ledger = ledger
         self._metrics = metrics
         self._running: dict[str, asyncio.Task[bool]] = {}
@@ -93,6 +103,8 @@ class Reconciliation:
     async def _correct(self, account: str) -> bool:
         for _ in range(_ATTEMPTS):
             seen = await self._store.snapshot(account)
+            if not seen.is_known and await self._restore(account, seen.running):
+                continue
             period = seen.usage.period
             usage = await self._ledger.usage(account, period, excluding=seen.running)
             balance = Balance(

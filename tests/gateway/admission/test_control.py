@@ -1,10 +1,12 @@
 """Leases that live and end, balances that are put right, and what happens during outages."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from services.gateway.admission import Delivery, LimitReachedError, admitted
+from services.gateway.admission.held_lease import LOOK_INTERVAL_S
 from services.gateway.admission.memory_store import InMemoryStore
 from services.gateway.admission.redis_store import RedisStore
 from services.runtime.errors import UnavailableError
@@ -130,6 +132,43 @@ async def test_an_emptied_redis_is_rebuilt_while_streams_run(redis_url, redis_se
         await other.refund()
         await until(lambda: agrees(it.store, ledger))
         assert sum(ledger.entries.values()) == 3 * PRICE
+
+
+async def test_what_runs_here_is_counted_before_an_emptied_redis_decides_again(
+    redis_url, redis_server, ledger
+):
+    """No heartbeat comes to its help: the next is a quarter of an hour away."""
+    one = replace(WIDE, concurrent_requests=1)
+    async with running(new_store(redis_url), ledger, lease_s=3000) as it:
+        stream = await it.control.admit(request("stream", tier=one))
+        redis_server.empty()
+        with pytest.raises(LimitReachedError) as refused:
+            await it.control.admit(request("other", tier=one))
+        assert refused.value.reason == "CONCURRENCY_LIMITED"
+        await stream.refund()
+        await (await it.control.admit(request("other", tier=one))).refund()
+
+
+async def test_what_runs_elsewhere_is_counted_again_within_about_a_second_of_an_emptied_redis(
+    redis_url, redis_server, ledger
+):
+    """Of two gateways neither meets a request, and no heartbeat is near."""
+    assert LOOK_INTERVAL_S <= 1
+    async with (
+        running(new_store(redis_url), ledger, lease_s=3000) as one,
+        running(new_store(redis_url), ledger, lease_s=3000) as other,
+    ):
+        leases = [await one.control.admit(request(f"a{number}")) for number in range(3)]
+        leases.append(await other.control.admit(request("b")))
+        redis_server.empty()
+
+        async def is_restored():
+            return (await one.store.snapshot("acme")).running == {"a0:0", "a1:0", "a2:0", "b:0"}
+
+        await until(is_restored)
+        assert (await usage(one.store)).held_millicredits == 4 * PRICE
+        for lease in leases:
+            await lease.refund()
 
 
 async def test_a_restarted_redis_knows_its_scripts_again(redis_url, redis_server, ledger):
