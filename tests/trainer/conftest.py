@@ -4,6 +4,7 @@ import pytest
 
 from tests.diffusion.tiny import write_emoji_like_model, write_plain_model
 from tests.trainer.run.runs import write_photos
+from tests.trainer.run.sdxl import write_sdxl_model
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +15,11 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def emoji_like_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_emoji_like_model(tmp_path_factory.mktemp("emoji") / "model")
+
+
+@pytest.fixture(scope="session")
+def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sdxl_model(tmp_path_factory.mktemp("sdxl") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ D text width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from services.trainer.run.base_model import BaseModel, BaseModelError
+from services.trainer.run.base_model import BaseModel, BaseModelError, FamilyName
 
 # Buffers that older checkpoints carry and newer ones compute.
 _COMPUTED_KEYS = ("position_ids",)
@@ -27,28 +27,33 @@ _COMPUTED_KEYS = ("position_ids",)
 class Components:
     """The parts of a model, in float32, frozen, in evaluation mode."""
 
-    tokenizer: Any
-    text_encoder: nn.Module
+    base: BaseModel
+    tokenizers: tuple[Any, ...]
+    text_encoders: Mapping[str, nn.Module]
+    """By their names in the folder, in the order of their tokenizers."""
     unet: nn.Module
     vae: nn.Module
     scheduler: Any
     """A diffusers `DDPMScheduler` with the model's noise schedule."""
 
+    @property
+    def trainable(self) -> dict[str, nn.Module]:
+        """What a run may train, by name, in a fixed order."""
+        return {"unet": self.unet, **self.text_encoders}
+
     def pipeline(self) -> Any:
         """A stock pipeline around these very parts, with DDIM, and silent."""
         # diffusers' constructors have no types.
         scheduler_class: Any = diffusers.DDIMScheduler
-        pipeline_class: Any = diffusers.StableDiffusionPipeline
-        scheduler = scheduler_class.from_config(self.scheduler.config)
+        family = self.base.parts
+        pipeline_class: Any = getattr(diffusers, family.pipeline_class)
         pipeline = pipeline_class(
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
+            **dict(zip(family.tokenizer_parts, self.tokenizers, strict=True)),
+            **self.text_encoders,
             unet=self.unet,
             vae=self.vae,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            scheduler=scheduler_class.from_config(self.scheduler.config),
+            **_PIPELINE_OPTIONS[self.base.family](self.base),
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -63,11 +68,15 @@ def load_components(base: BaseModel) -> Components:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # It warns of every key that another version of itself wrote.
     diffusers.utils.logging.set_verbosity_error()
-    folder = base.folder
+    folder, family = base.folder, base.parts
     scheduler_class: Any = diffusers.DDPMScheduler
     return Components(
-        tokenizer=_load_tokenizer(folder / "tokenizer"),
-        text_encoder=_load(transformers.CLIPTextModel, folder / "text_encoder"),
+        base=base,
+        tokenizers=tuple(_load_tokenizer(folder / part) for part in family.tokenizer_parts),
+        text_encoders={
+            part: _load(getattr(transformers, family.classes[part][0]), folder / part)
+            for part in family.text_parts
+        },
         unet=_load(diffusers.UNet2DConditionModel, folder / "unet"),
         vae=_load(getattr(diffusers, base.vae_class), folder / "vae"),
         scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
@@ -86,9 +95,44 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     return cast(Tensor, tokens.input_ids)
 
 
-def encode_text(text_encoder: nn.Module, ids_BL: Tensor) -> Tensor:
-    """Embeddings (B, L, D): the last hidden state, without a mask as in the stock pipeline."""
-    return cast(Tensor, text_encoder(ids_BL).last_hidden_state)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Text:
+    """What a denoiser is told of B prompts."""
+
+    embeddings_BLD: Tensor
+    pooled_BP: Tensor | None = None
+    """SDXL only."""
+
+    @classmethod
+    def join(cls, rows: Sequence[Text]) -> Text:
+        """Several after one another."""
+        pooled = [row.pooled_BP for row in rows if row.pooled_BP is not None]
+        return cls(
+            embeddings_BLD=torch.cat([row.embeddings_BLD for row in rows]),
+            pooled_BP=torch.cat(pooled) if pooled else None,
+        )
+
+
+def encode_text(components: Components, prompts: Sequence[str], device: torch.device) -> Text:
+    """Encode as the stock pipeline of the family does, so without a mask.
+
+    SD 1.x: the last hidden state. SDXL: the last but one of both encoders, joined, and the second's
+    projection; zeros for empty prompts where the model wants those.
+    """
+    encoders = list(components.text_encoders.values())
+    ids = [tokenize(each, prompts).to(device) for each in components.tokenizers]
+    if components.base.family == "sd1":
+        return Text(embeddings_BLD=cast(Tensor, encoders[0](ids[0]).last_hidden_state))
+    outputs = [
+        encoder(ids_BL, output_hidden_states=True)
+        for encoder, ids_BL in zip(encoders, ids, strict=True)
+    ]
+    embeddings = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    pooled = cast(Tensor, outputs[-1].text_embeds)
+    if components.base.zeroes_empty_prompts:
+        kept = torch.tensor([float(prompt != "") for prompt in prompts], device=device)
+        embeddings, pooled = embeddings * kept[:, None, None], pooled * kept[:, None]
+    return Text(embeddings_BLD=embeddings, pooled_BP=pooled)
 
 
 def encode_moments(vae: nn.Module, pictures_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -110,6 +154,27 @@ def common_word(tokenizer: Any, token: str) -> bool:
     """
     ids = tokenizer(token, add_special_tokens=False).input_ids
     return len(ids) == 1 and ids[0] < 0.9 * len(tokenizer) and ids[0] >= 512
+
+
+def _sd1_options(base: BaseModel) -> dict[str, Any]:
+    return {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def _sdxl_options(base: BaseModel) -> dict[str, Any]:
+    return {
+        "force_zeros_for_empty_prompt": base.zeroes_empty_prompts,
+        "add_watermarker": False,
+    }
+
+
+_PIPELINE_OPTIONS: Mapping[FamilyName, Callable[[BaseModel], dict[str, Any]]] = {
+    "sd1": _sd1_options,
+    "sdxl": _sdxl_options,
+}
 
 
 def _load_tokenizer(folder: Path) -> Any:

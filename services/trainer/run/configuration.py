@@ -83,7 +83,9 @@ class PictureSection(Section):
     side: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Pixels a side; absent: the side that the base model was trained on."""
     crop: Literal["center", "random"] = "center"
-    """Where the square is cut after the shorter side was fitted."""
+    """Where a picture is cut after it was fitted."""
+    aspect: Literal["square", "buckets"] = "square"
+    """Cut squares, or of a few shapes of as many pixels the one that is nearest to each picture."""
     flip_probability: Share = 0.5
     caption_dropout: Share = 0.0
     """Share of prompts that are left empty, for guidance."""
@@ -110,6 +112,8 @@ class OptimizationSection(Section):
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     epsilon: Rate = 1e-8
     weight_decay: Share = 0.01
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """In 8 bits the moments take a quarter of the memory; needs bitsandbytes and CUDA."""
     max_gradient_norm: Weight = 1.0
     """0: gradients are not clipped."""
     min_snr_gamma: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
@@ -172,6 +176,9 @@ class RunConfiguration(Section):
     validation: ValidationSection = ValidationSection()
     checkpoint_interval: Interval = 100
     """Optimizer steps between checkpoints; 0: only when it stops or ends."""
+    checkpoint_store: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """URL of a folder (`file:///…`, `s3://…`, whatever fsspec opens) that gets a copy of every
+    checkpoint, and from which a run goes on whose own folder is gone; absent: none."""
     tracking: TrackingSection = TrackingSection()
     device: DeviceSection = DeviceSection()
 

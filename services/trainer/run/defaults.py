@@ -1,19 +1,44 @@
-"""Hyperparameters that differ between families and methods; those of a file come first.
+"""Hyperparameters that differ between kinds of models and methods; those of a file come first.
 
-Sources: the DreamBooth paper (Ruiz et al. 2023) and its reference implementation for full
-fine-tuning of SD 1.x, with a step count that suits batches of one.
+Sources: for full fine-tuning of SD 1.x the DreamBooth paper (Ruiz et al. 2023) and its reference
+implementation, with a step count that suits batches of one; for LoRA the customary rates of the
+field; SDXL alike, its text encoders left alone. For small models they were measured on the embedded
+one (`python -m benchmarks.personalisation`): a network of some million parameters needs rates tens
+of times as high, and adapters in its convolutions too, for it has little attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from services.trainer.run.base_model import FamilyName
+from services.trainer.run.base_model import BaseModel
 
-_DEFAULTS: Mapping[tuple[FamilyName, str], Mapping[str, Any]] = MappingProxyType(
+Kind = Literal["small", "sd1", "sdxl"]
+
+_SMALL_SIDE = 128
+"""Native side, in pixels, up to which a model counts as small."""
+_GENTLE_GUIDANCE = {"guidance_scale": 2.5}
+
+_DEFAULTS: Mapping[tuple[Kind, str], Mapping[str, Any]] = MappingProxyType(
     {
+        ("small", "lora"): {
+            "optimization": {"step_count": 400, "batch_size": 2, "learning_rate": 1e-3},
+            "lora": {
+                "unet_targets": (
+                    *("to_q", "to_k", "to_v", "to_out.0"),
+                    *("conv1", "conv2", "net.0.proj", "net.2"),
+                )
+            },
+            "prior": _GENTLE_GUIDANCE,
+            "validation": _GENTLE_GUIDANCE,
+        },
+        ("small", "full"): {
+            "optimization": {"step_count": 300, "batch_size": 2, "learning_rate": 1e-4},
+            "prior": _GENTLE_GUIDANCE,
+            "validation": _GENTLE_GUIDANCE,
+        },
         ("sd1", "lora"): {
             "optimization": {
                 "step_count": 800,
@@ -28,13 +53,33 @@ _DEFAULTS: Mapping[tuple[FamilyName, str], Mapping[str, Any]] = MappingProxyType
                 "gradient_checkpointing": True,
             }
         },
+        ("sdxl", "lora"): {
+            "optimization": {
+                "step_count": 800,
+                "learning_rate": 1e-4,
+                "train_text_encoder": False,
+                "gradient_checkpointing": True,
+            }
+        },
+        ("sdxl", "full"): {
+            "optimization": {
+                "step_count": 800,
+                "learning_rate": 1e-6,
+                "train_text_encoder": False,
+                "gradient_checkpointing": True,
+            }
+        },
     }
 )
 
 
-def with_defaults(tree: Mapping[str, Any], family: FamilyName) -> dict[str, Any]:
-    """`tree`, a configuration as read, over the defaults of its family and method."""
-    return _merged(_DEFAULTS.get((family, str(tree.get("method", "lora"))), {}), tree)
+def with_defaults(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
+    """`tree`, a configuration as read, over the defaults of its base model and method."""
+    kind: Kind = "small" if base.native_side <= _SMALL_SIDE else base.family
+    defaults = dict(_DEFAULTS.get((kind, str(tree.get("method", "lora"))), {}))
+    if tree.get("prior") is None:
+        defaults.pop("prior", None)  # a default must not turn it on
+    return _merged(defaults, tree)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

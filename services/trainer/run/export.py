@@ -19,9 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -36,7 +36,6 @@ from services.trainer.run.single_file import single_file_keys, write_single_file
 
 RESULT_FOLDER = "result"
 
-_COPIED = ("tokenizer", "scheduler", "vae")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -85,19 +84,18 @@ def _facts(run: CheckedRun, identity: Identity, position: Position) -> dict[str,
 
 
 def _write_lora(run: CheckedRun, components: Components, folder: Path) -> None:
-    unet, text_encoder = components.unet, components.text_encoder
-    adapted = {"unet": unet}
+    adapted = {"unet": components.unet}
     if run.configuration.optimization.train_text_encoder:
-        adapted["text_encoder"] = text_encoder
+        adapted |= components.text_encoders
     states = {part: get_peft_model_state_dict(module) for part, module in adapted.items()}
-    if "text_encoder" in states:
+    for part in adapted.keys() & components.text_encoders.keys():
         # The name that the rest of the field knows; transformers has dropped the level.
-        prefix = "" if hasattr(text_encoder, "text_model") else "text_model."
-        states["text_encoder"] = {f"{prefix}{k}": v for k, v in states["text_encoder"].items()}
-    StableDiffusionPipeline.save_lora_weights(
+        prefix = "" if hasattr(adapted[part], "text_model") else "text_model."
+        states[part] = {f"{prefix}{key}": value for key, value in states[part].items()}
+    pipeline_class: Any = getattr(diffusers, run.base.parts.pipeline_class)
+    pipeline_class.save_lora_weights(
         folder,
-        unet_lora_layers=states["unet"],
-        text_encoder_lora_layers=states.get("text_encoder"),
+        **{f"{part}_lora_layers": state for part, state in states.items()},
         **_lora_metadata(adapted),
     )
     tensors = single_file_keys(states, alpha=run.configuration.lora.alpha)
@@ -126,10 +124,8 @@ def _file_name(name: str) -> str:
 def _merged(run: CheckedRun, components: Components) -> Components:
     """The base model in float32 with the updates added."""
     merged = load_components(run.base)
-    for trained, plain in (
-        (components.unet, merged.unet),
-        (components.text_encoder, merged.text_encoder),
-    ):
+    for part, trained in components.trainable.items():
+        plain = merged.trainable[part]
         for name, layer in trained.named_modules():
             if isinstance(layer, LoraLayer):
                 weight = plain.get_submodule(name).weight
@@ -142,9 +138,9 @@ def _merged(run: CheckedRun, components: Components) -> Components:
 def _write_model(run: CheckedRun, components: Components, folder: Path) -> None:
     base = run.base.folder
     folder.mkdir(parents=True)
-    for part in _COPIED:
+    for part in (*run.base.parts.tokenizer_parts, "scheduler", "vae"):
         shutil.copytree(base / part, folder / part)
-    for part, module in (("unet", components.unet), ("text_encoder", components.text_encoder)):
+    for part, module in components.trainable.items():
         dtype = _stored_dtype(next((base / part).glob("*.safetensors")))
         saved: Any = module.to("cpu", dtype)
         saved.save_pretrained(folder / part, safe_serialization=True)
@@ -152,7 +148,8 @@ def _write_model(run: CheckedRun, components: Components, folder: Path) -> None:
     for part in ("safety_checker", "feature_extractor", "image_encoder"):
         if part in index:
             index[part] = [None, None]
-    index["requires_safety_checker"] = False
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
     write_atomically(folder / "model_index.json", json.dumps(index, indent=2))
     _write_card(run, folder)
 

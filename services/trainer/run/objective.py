@@ -59,20 +59,19 @@ def min_snr_weights(
             return capped / (snr + 1.0)
 
 
+def squared_errors(prediction_BChw: Tensor, target_BChw: Tensor) -> Tensor:
+    """Mean squared error of every row, (B,), in float32."""
+    return (prediction_BChw.float() - target_BChw.float()).square().mean(dim=(1, 2, 3))
+
+
 def losses_of(
-    prediction_BChw: Tensor,
-    target_BChw: Tensor,
-    weights_B: Tensor | None,
-    *,
-    instance_count: int,
-    prior_weight: float,
+    errors_B: Tensor, weights_B: Tensor | None, *, instance_count: int, prior_weight: float
 ) -> Losses:
-    """Squared error: the first `instance_count` rows are the subject's, the others the class's."""
-    error = (prediction_BChw.float() - target_BChw.float()).square().mean(dim=(1, 2, 3))
+    """The first `instance_count` rows are the subject's, the others the class's."""
     if weights_B is not None:
-        error = error * weights_B
-    instance = error[:instance_count].mean()
-    if instance_count == len(error):
+        errors_B = errors_B * weights_B
+    instance = errors_B[:instance_count].mean()
+    if instance_count == len(errors_B):
         return Losses(total=instance, instance=instance, prior=None)
-    prior = error[instance_count:].mean()
+    prior = errors_B[instance_count:].mean()
     return Losses(total=instance + prior_weight * prior, instance=instance, prior=prior)

@@ -26,7 +26,10 @@ from services.trainer.run.violations import RefusedError, violation
 
 _MAX_CONFIGURATION_BYTES = 2**20
 # What may change between a run and its continuation without changing a number.
-_INDIFFERENT = ("output", "class_image_cache", "tracking", "checkpoint_interval", "base_model")
+_INDIFFERENT = (
+    *("output", "class_image_cache", "tracking", "base_model"),
+    *("checkpoint_interval", "checkpoint_store"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +72,7 @@ def read_run(path: Path) -> CheckedRun:
 def check_run(tree: Mapping[str, Any]) -> CheckedRun:
     """Check a configuration as read from YAML. Raises `RefusedError` with every violation."""
     base, faults = _read_base(tree)
-    merged = with_defaults(tree, base.family) if base else dict(tree)
+    merged = with_defaults(tree, base) if base else dict(tree)
     configuration, found = _parse(merged)
     faults += found
     if configuration is None:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from services.trainer.run import randomness
+from services.trainer.run.buckets import Size, nearest_bucket
 from services.trainer.run.components import encode_moments
 from services.trainer.run.configuration import PictureSection
 from services.trainer.run.dataset import Picture, load_rgb
@@ -39,6 +40,8 @@ class Row:
     index: int
     prompt: str
     flipped: bool
+    corner: Size
+    """Top and left of what is cut out of the fitted picture."""
 
 
 class RowSource:
@@ -50,7 +53,7 @@ class RowSource:
         pictures: Sequence[Picture],
         prompt: str,
         *,
-        side: int,
+        buckets: Sequence[Size],
         section: PictureSection,
         cached: bool,
         seed: int,
@@ -59,10 +62,16 @@ class RowSource:
     ) -> None:
         self.kind = kind
         self._prompts = [picture.caption or prompt for picture in pictures]
-        self._side, self._section, self._seed = side, section, seed
+        self._section, self._seed = section, seed
         self._vae, self._device = vae, device
         # Fitted, uncropped: some kilobytes to megabytes a picture.
-        self._pictures = [_fit(load_rgb(picture), side) for picture in pictures]
+        loaded = [load_rgb(picture) for picture in pictures]
+        self._sizes = [
+            nearest_bucket(pixels.shape[0], pixels.shape[1], buckets) for pixels in loaded
+        ]
+        self._pictures = [
+            _fit(pixels, size) for pixels, size in zip(loaded, self._sizes, strict=True)
+        ]
         self._moments: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
         self._cached = cached
 
@@ -84,13 +93,32 @@ class RowSource:
                 index=index,
                 prompt=prompt,
                 flipped=False,
+                corner=self._center(index),
             )
             for index, prompt in enumerate(self._prompts[:most])
         ]
 
-    def latents(self, rows: Sequence[Row]) -> Tensor:
-        """Latents (B, C, h, w), float32 on the run's device."""
-        return torch.cat([self._latent(row) for row in rows])
+    def latents(self, row: Row) -> Tensor:
+        """Latents (1, C, h, w) of a row, float32 on the run's device."""
+        place = (row.index, row.flipped)
+        moments = self._moments.get(place) if self._cached else None
+        if moments is None:
+            moments = self._encode(row)
+            if self._cached:
+                self._moments[place] = moments
+        mean, deviation = moments
+        if deviation is None:
+            return mean
+        drawn = randomness.normal(tuple(mean.shape), self._seed, "latent", row.counter)
+        return mean + deviation * drawn.to(mean.device)
+
+    def time_ids(self, row: Row) -> tuple[int, ...]:
+        """SDXL's sizes: height and width of the fitted picture, corner, height and width cut."""
+        height, width = self._pictures[row.index].shape[:2]
+        size, (top, left) = self._sizes[row.index], row.corner
+        if row.flipped:
+            left = width - size[1] - left
+        return (height, width, top, left, *size)
 
     def _row(self, position: int) -> Row:
         counter = position + (_CLASS_OFFSET if self.kind == "class" else 0)
@@ -104,20 +132,25 @@ class RowSource:
             index=index,
             prompt="" if drop else self._prompts[index],
             flipped=flip,
+            corner=self._corner(index, counter),
         )
 
-    def _latent(self, row: Row) -> Tensor:
-        place = (row.index, row.flipped)
-        moments = self._moments.get(place) if self._cached else None
-        if moments is None:
-            moments = self._encode(row)
-            if self._cached:
-                self._moments[place] = moments
-        mean, deviation = moments
-        if deviation is None:
-            return mean
-        drawn = randomness.normal(tuple(mean.shape), self._seed, "latent", row.counter)
-        return mean + deviation * drawn.to(mean.device)
+    def _corner(self, index: int, counter: int) -> Size:
+        if self._section.crop == "center":
+            return self._center(index)
+        top, left = (
+            int(randomness.uniform(self._seed, "crop", counter, axis) * (room + 1))
+            for axis, room in enumerate(self._room(index))
+        )
+        return top, left
+
+    def _center(self, index: int) -> Size:
+        down, right = self._room(index)
+        return down // 2, right // 2
+
+    def _room(self, index: int) -> Size:
+        shape, size = self._pictures[index].shape, self._sizes[index]
+        return shape[0] - size[0], shape[1] - size[1]
 
     @torch.no_grad()
     def _encode(self, row: Row) -> tuple[Tensor, Tensor | None]:
@@ -126,24 +159,16 @@ class RowSource:
         return encode_moments(self._vae, picture.float() / 127.5 - 1.0)
 
     def _crop(self, row: Row) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        pixels, side = self._pictures[row.index], self._side
-        free = (pixels.shape[0] - side, pixels.shape[1] - side)
-        if self._section.crop == "center":
-            top, left = free[0] // 2, free[1] // 2
-        else:
-            top, left = (
-                int(randomness.uniform(self._seed, "crop", row.counter, axis) * (room + 1))
-                for axis, room in enumerate(free)
-            )
-        square = pixels[top : top + side, left : left + side]
-        return square[:, ::-1] if row.flipped else square
+        (top, left), (height, width) = row.corner, self._sizes[row.index]
+        cut = self._pictures[row.index][top : top + height, left : left + width]
+        return cut[:, ::-1] if row.flipped else cut
 
 
 def _fit(
-    pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], side: int
+    pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], size: Size
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Scale so that the shorter side is `side`."""
-    image = Image.fromarray(pixels)
-    scale = side / min(image.size)
-    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    """Scale so that `size` (height and width) can just be cut out."""
+    image, (height, width) = Image.fromarray(pixels), size
+    scale = max(width / image.width, height / image.height)
+    fitted = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    return np.asarray(image.resize(fitted, Image.Resampling.LANCZOS))

@@ -31,7 +31,7 @@ def draw_samples(
     """
     section = run.configuration.validation
     pipeline = components.pipeline()
-    modules = (components.unet, components.text_encoder)
+    modules = list(components.trainable.values())
     modes = [module.training for module in modules]
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []

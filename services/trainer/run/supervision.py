@@ -7,6 +7,7 @@ A process that is asked to stop tells the others, so that all stop after the sam
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,7 @@ class Supervision(lightning.Callback):
         step = learner.position.step
         folder = self._run.configuration.output / SAMPLE_FOLDER / f"step-{step:06d}"
         precision = trainer.precision_plugin.forward_context
-        modules = (learner.unet, learner.text_encoder)
+        modules = list(self._components.trainable.values())
         with self._average.applied() if self._average else nullcontext():
             loss = _evaluated(learner, modules, precision())
             paths = draw_samples(self._run, self._components, folder, precision=precision)
@@ -186,7 +187,7 @@ def _means(losses: list[Losses]) -> Tensor:
 
 
 def _evaluated(
-    learner: Learner, modules: tuple[torch.nn.Module, ...], precision: AbstractContextManager[None]
+    learner: Learner, modules: Sequence[torch.nn.Module], precision: AbstractContextManager[None]
 ) -> float:
     modes = [module.training for module in modules]
     try:

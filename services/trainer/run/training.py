@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from services.trainer.run.average import WeightAverage
+from services.trainer.run.buckets import bucket_sizes
 from services.trainer.run.checkpoint import Identity, load_weights, read_position
 from services.trainer.run.class_images import ensure_class_pictures
 from services.trainer.run.components import Components, common_word, load_components
@@ -25,6 +26,7 @@ from services.trainer.run.configuration import RunConfiguration
 from services.trainer.run.dataset import Picture
 from services.trainer.run.export import RESULT_FOLDER, export_result
 from services.trainer.run.learner import Learner, MicroSteps
+from services.trainer.run.optimizer import optimizer_violations
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.reporting import RunReport
 from services.trainer.run.rows import Kind, RowSource
@@ -68,6 +70,9 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
         return result
     _be_deterministic()
     device = _device(configuration)
+    missing = tuple(optimizer_violations(configuration.optimization, device))
+    if missing:
+        raise RefusedError(missing)
     world_size = configuration.device.process_count * configuration.device.node_count
     identity = Identity.of(run.fingerprint(), world_size)
     last = configuration.output / CHECKPOINT_FOLDER / LAST
@@ -131,7 +136,7 @@ def _device(configuration: RunConfiguration) -> torch.device:
 
 def _warn_of_common_token(run: CheckedRun, components: Components) -> None:
     token = run.configuration.instance.token
-    if common_word(components.tokenizer, token):
+    if common_word(components.tokenizers[0], token):
         _LOGGER.warning(
             "the token %r is a word that the model knows; it will have to forget its meaning", token
         )
@@ -148,7 +153,7 @@ def _class_pictures(
         stop.check()
         report.update(class_picture_count=done)
 
-    for module in (components.unet, components.text_encoder, components.vae):
+    for module in (*components.trainable.values(), components.vae):
         module.to(device)
     return ensure_class_pictures(run, components, device=device, progress=progress)
 
@@ -166,14 +171,15 @@ def _learner(
             kind,
             pictures,
             prompt,
-            side=run.side,
             section=configuration.pictures,
             cached=configuration.caches_latents,
+            buckets=buckets,
             seed=configuration.optimization.seed,
             vae=components.vae,
             device=device,
         )
 
+    buckets = bucket_sizes(run.side, run.base.side_multiple, configuration.pictures.aspect)
     prior = configuration.prior
     instances = source("instance", run.instances, configuration.instance.prompt)
     classes = None if prior is None else source("class", class_pictures, prior.prompt)

@@ -1,4 +1,4 @@
-"""What is trained: low-rank adapters, or everything in UNet and text encoder.
+"""What is trained: low-rank adapters, or everything in UNet and text encoders.
 
 `choose_weights` prepares the components in place. Frozen weights of a LoRA run are kept in the
 run's precision; what is trained stays in float32.
@@ -23,6 +23,8 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# The place of a part decides its adapters' first weights.
+_ADAPTER_PARTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def choose_weights(components: Components, configuration: RunConfiguration) -> None:
@@ -37,8 +39,8 @@ def choose_weights(components: Components, configuration: RunConfiguration) -> N
             module.requires_grad_(True)
     else:
         dtype = DTYPES[optimization.precision]
-        components.unet.to(dtype)
-        components.text_encoder.to(dtype)
+        for module in components.trainable.values():
+            module.to(dtype)
         for part, module in trained.items():
             _adapt(part, module, configuration.lora, optimization.seed)
     for module in trained.values():
@@ -46,14 +48,15 @@ def choose_weights(components: Components, configuration: RunConfiguration) -> N
     if optimization.gradient_checkpointing:
         cast(Any, components.unet).enable_gradient_checkpointing()
         if optimization.train_text_encoder:
-            cast(Any, components.text_encoder).activation_checkpointing_enable()
+            for module in components.text_encoders.values():
+                cast(Any, module).activation_checkpointing_enable()
 
 
 def trained_parameters(components: Components) -> dict[str, nn.Parameter]:
     """By name, `unet.…` and `text_encoder.…`, in a fixed order."""
     return {
         f"{part}.{name}": parameter
-        for part, module in (("unet", components.unet), ("text_encoder", components.text_encoder))
+        for part, module in components.trainable.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
@@ -64,7 +67,7 @@ def _trained_modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     yield "unet", components.unet
     if configuration.optimization.train_text_encoder:
-        yield "text_encoder", components.text_encoder
+        yield from components.text_encoders.items()
 
 
 def _adapt(part: str, module: nn.Module, section: LoraSection, seed: int) -> None:
@@ -78,11 +81,11 @@ def _adapt(part: str, module: nn.Module, section: LoraSection, seed: int) -> Non
         init_lora_weights=True,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(seed, "adapter", 0 if part == "unet" else 1))
+        torch.manual_seed(randomness.key(seed, "adapter", _ADAPTER_PARTS.index(part)))
         try:
             cast(Any, module).add_adapter(config)
         except ValueError as error:
-            field = f"lora.{part}_targets"
+            field = f"lora.{part.removesuffix('_2')}_targets"
             raise RefusedError([violation(field, "NO_SUCH_LAYER", str(error))]) from error
     for parameter in module.parameters():
         if parameter.requires_grad:

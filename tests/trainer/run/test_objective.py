@@ -2,7 +2,12 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from services.trainer.run.objective import denoising_target, losses_of, min_snr_weights
+from services.trainer.run.objective import (
+    denoising_target,
+    losses_of,
+    min_snr_weights,
+    squared_errors,
+)
 from services.trainer.run.randomness import index_of, normal, uniform
 
 _SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -28,7 +33,8 @@ def test_min_snr_stays_finite_at_zero_terminal_snr() -> None:
 def test_one_pass_with_both_kinds_is_two_losses_in_one() -> None:
     numbers = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 6, 4, 8, 8, generator=numbers)
-    losses = losses_of(prediction, target, None, instance_count=2, prior_weight=0.5)
+    errors = squared_errors(prediction, target)
+    losses = losses_of(errors, None, instance_count=2, prior_weight=0.5)
     instance = torch.nn.functional.mse_loss(prediction[:2], target[:2])
     prior = torch.nn.functional.mse_loss(prediction[2:], target[2:])
     torch.testing.assert_close(losses.instance, instance)

@@ -1,9 +1,11 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from services.trainer.run.configuration import OptimizationSection
 from services.trainer.run.reading import check_run, read_run
 from services.trainer.run.violations import RefusedError
 from tests.trainer.run.runs import tree, write_photos, write_yaml
@@ -81,18 +83,35 @@ def test_captions_come_from_text_files_and_bad_ones_are_named(
     assert _refused(content) == {"instance.images[1.png]": "BAD_CAPTION"}
 
 
-def test_defaults_follow_family_and_method(plain_model: Path, photos: Path, tmp_path: Path) -> None:
-    minimal = {
-        "base_model": str(plain_model),
-        "output": str(tmp_path),
-        "instance": {"images": str(photos), "prompt": "a sks dog"},
-    }
-    lora = check_run(minimal)
-    full = check_run({**minimal, "method": "full"})
-    assert lora.side == 64
-    assert lora.configuration.optimization.learning_rate == 1e-4
-    assert full.configuration.optimization.learning_rate == 2e-6
-    assert full.configuration.optimization.gradient_checkpointing
+def test_defaults_follow_size_family_and_method(
+    plain_model: Path, sdxl_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    unet = plain_model / "unet" / "config.json"
+    large = shutil.copytree(plain_model, tmp_path / "large")
+    config = json.loads(unet.read_text())
+    (large / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
+
+    def checked(base: Path, method: str) -> OptimizationSection:
+        minimal = {
+            "base_model": str(base),
+            "output": str(tmp_path),
+            "method": method,
+            "instance": {"images": str(photos), "prompt": "a sks dog"},
+            "pictures": {"side": 64},
+        }
+        run = check_run(minimal)
+        assert run.configuration.prior is None
+        return run.configuration.optimization
+
+    assert checked(plain_model, "lora").learning_rate == 1e-3
+    assert checked(plain_model, "full").learning_rate == 1e-4
+    assert checked(large, "lora").learning_rate == 1e-4
+    assert checked(large, "full").learning_rate == 2e-6
+    assert checked(large, "full").gradient_checkpointing
+    config = json.loads((sdxl_model / "unet" / "config.json").read_text())
+    wide = shutil.copytree(sdxl_model, tmp_path / "wide")
+    (wide / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 128}))
+    assert not checked(wide, "lora").train_text_encoder
 
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
+
+from services.trainer.run.base_model import read_base_model
+from services.trainer.run.components import encode_text, load_components
+from services.trainer.run.process import execute
+from services.trainer.run.reading import check_run
+from tests.trainer.run.runs import StopAfter, digest, run_to_end, tree
+
+_TRAINED = {"optimization": {"learning_rate": 0.1, "train_text_encoder": True}}
+
+
+def _picture(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        "a sks dog",
+        num_inference_steps=2,
+        height=64,
+        width=64,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    )
+    latents: torch.Tensor = drawn.images
+    return latents
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does(sdxl_model: Path) -> None:
+    components = load_components(read_base_model(sdxl_model))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
+    text = encode_text(components, ["a sks dog", ""], torch.device("cpu"))
+    wanted, negative, pooled, negative_pooled = pipeline.encode_prompt("a sks dog")
+    assert text.pooled_BP is not None
+    torch.testing.assert_close(text.embeddings_BLD, torch.cat([wanted, negative]))
+    torch.testing.assert_close(text.pooled_BP, torch.cat([pooled, negative_pooled]))
+
+
+def test_stock_diffusers_reads_all_three_forms_of_a_lora_alike(
+    sdxl_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    run_to_end(tree(sdxl_model, photos, tmp_path / "run", **_TRAINED))
+    result = tmp_path / "run" / "result"
+    base = _picture(StableDiffusionXLPipeline.from_pretrained(sdxl_model))
+    merged = _picture(StableDiffusionXLPipeline.from_pretrained(result / "model"))
+    assert not torch.allclose(merged, base, atol=1e-2)
+    keys = {name.split("_text_model")[0] for name in load_file(result / "lora" / "sks.safetensors")}
+    assert {"lora_te1", "lora_te2"} <= keys
+    for name in ("pytorch_lora_weights.safetensors", "sks.safetensors"):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
+        pipeline.load_lora_weights(result / "lora", weight_name=name)
+        assert set(pipeline.get_list_adapters()) == {"unet", "text_encoder", "text_encoder_2"}
+        torch.testing.assert_close(_picture(pipeline), merged, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("aspect", ["square", "buckets"])
+def test_a_full_run_with_cached_text_resumes_bit_identical(
+    sdxl_model: Path, photos: Path, tmp_path: Path, aspect: str
+) -> None:
+    changes = {
+        "method": "full",
+        "pictures": {"aspect": aspect, "caption_dropout": 0.25},
+        "optimization": {"train_text_encoder": False},
+    }
+    run_to_end(tree(sdxl_model, photos, tmp_path / "whole", **changes))
+    parts = tree(sdxl_model, photos, tmp_path / "parts", **changes)
+    assert execute(check_run(parts), StopAfter(tmp_path / "parts", 2)) == 143
+    run_to_end(parts)
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    model = tmp_path / "parts" / "result" / "model"
+    _picture(StableDiffusionXLPipeline.from_pretrained(model))
+    for part in ("text_encoder", "text_encoder_2"):
+        name = f"{part}/model.safetensors"
+        before, after = load_file(sdxl_model / name), load_file(model / name)
+        assert all(torch.equal(before[key], after[key]) for key in before)
