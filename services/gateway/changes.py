@@ -86,8 +86,9 @@ class ChangeCounter:
 
         If the look fails, the change counts here as soon as everywhere.
         """
-        with suppress(SQLAlchemyError, OSError):
-            await self.look()
+        with suppress(SQLAlchemyError, OSError):  # TimeoutError is an OSError
+            async with asyncio.timeout(self._max_age_s):
+                await self.look()
 
     async def run(self) -> None:
         """Polls until cancelled; a failed look is logged once and tried again."""

@@ -45,7 +45,7 @@ from services.gateway.trainer_link import TRAINING_SERVICE
 from services.gateway.training import Training, open_training
 from services.gateway.upscale_method import UpscaleMethod
 from services.runtime.server import GrpcServer, Service
-from services.storage.database import open_engine
+from services.storage.database import close_engine, open_engine
 
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 ACCOUNT_SERVICE = account_pb2.DESCRIPTOR.services_by_name["AccountService"].full_name
@@ -90,7 +90,7 @@ async def open_gateway(
         ) as gateway:
             yield gateway
     finally:
-        await engine.dispose()
+        await close_engine(engine)
 
 
 @asynccontextmanager

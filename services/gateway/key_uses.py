@@ -14,6 +14,7 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 _INTERVAL_S = 15.0
+_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class KeyUses:
         if not uses:
             return
         try:
-            await self._store.note_uses(uses)
-        except (SQLAlchemyError, OSError) as error:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await self._store.note_uses(uses)
+        except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             self._uses = uses | self._uses
             _log.warning("uses of keys not written", extra={"why": type(error).__name__})

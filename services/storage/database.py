@@ -7,6 +7,7 @@ transactions; it knows no table. `services.storage.migration` makes the tables.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,12 +17,23 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, DateTime, Dialect, Table, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
 _BUSY_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 5.0
+_POSTGRESQL_TIMEOUTS_S = {"timeout": 10, "command_timeout": 60}
+
+_log = logging.getLogger(__name__)
 
 _sqlite_turns: WeakKeyDictionary[AsyncEngine, asyncio.Lock] = WeakKeyDictionary()
 
@@ -63,20 +75,36 @@ def open_engine(url: str) -> AsyncEngine:
 
     The folder of a SQLite file is created. Its connections use write-ahead logging and wait 5 s for
     a lock instead of failing; they keep what was committed through a power cut, and enforce foreign
-    keys. Close with `await engine.dispose()`.
+    keys. PostgreSQL has 10 s to let a connection in and a minute for a statement, so that nothing
+    waits for ever for a frozen server. Close with `close_engine`.
     Raises ValueError when the URL cannot be parsed or its driver is not asynchronous or missing.
     """
     parsed = _parse(url)
     path = sqlite_path(url)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+    is_postgresql = parsed.get_backend_name() == "postgresql"
     try:
-        engine = create_async_engine(parsed, pool_pre_ping=path is None)
+        engine = create_async_engine(
+            parsed,
+            pool_pre_ping=is_postgresql,
+            connect_args=_POSTGRESQL_TIMEOUTS_S if is_postgresql else {},
+        )
     except ImportError as error:
         raise ValueError(f"the driver of {parsed.drivername} is not installed") from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     return engine
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Closes the connections; leaves those of a server that does not answer to its end."""
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await engine.dispose()
+    except (TimeoutError, SQLAlchemyError, OSError) as error:
+        extra = {"why": type(error).__name__}
+        _log.warning("connections to the database were not closed well", extra=extra)
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from services.gateway.schema import migrate
 from services.gateway.scopes import ALL_SCOPES
 from services.gateway.settings import GatewaySettings
 from services.gateway.tiers import UNLIMITED_TIER, Tier
-from services.storage.database import open_engine
+from services.storage.database import close_engine, open_engine
 from tests.gateway.actors import ACTOR
 from tests.gateway.fake_backend import FakeBackend
 from tests.gateway.waiting import until
@@ -192,7 +192,7 @@ async def aclosing_engine(engine: AsyncEngine) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await engine.dispose()
+        await close_engine(engine)
 
 
 def serving_count(gateway: Gateway) -> int:

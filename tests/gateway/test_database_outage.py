@@ -71,3 +71,19 @@ async def test_while_postgresql_is_frozen_calls_are_unavailable_instead_of_hangi
         finally:
             thaw()
         await recovers(door)
+
+
+async def test_a_gateway_stops_in_bounded_time_while_postgresql_is_frozen(tmp_path, server, caplog):
+    url = SecretStr(server.create_database())
+    thaw = None
+    try:
+        async with asyncio.timeout(60):
+            async with running_gateway(
+                tmp_path, "127.0.0.1:1", wait=False, database_url=url
+            ) as door:
+                assert await answer(door) == "OK"
+                thaw = server.freeze()
+        assert "connections to the database were not closed well" in caplog.messages
+    finally:
+        if thaw is not None:
+            thaw()
