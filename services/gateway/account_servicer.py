@@ -17,7 +17,6 @@ import grpc.aio
 from limner.v1 import account_pb2, account_pb2_grpc
 from services.gateway.admin_messages import scope_numbers, usage_message
 from services.gateway.admin_requests import RequestCheck
-from services.gateway.announcement import LimitAnnouncer
 from services.gateway.authentication import current_caller
 from services.gateway.ledger import Ledger
 from services.gateway.metrics import GatewayMetrics
@@ -41,13 +40,11 @@ class AccountServicer(account_pb2_grpc.AccountServiceServicer):
         ledger: Ledger,
         tiers: TierCatalog,
         *,
-        announcer: LimitAnnouncer,
         metrics: GatewayMetrics,
         draining: asyncio.Event,
     ) -> None:
         self._ledger = ledger
         self._tiers = tiers
-        self._announcer = announcer
         self._metrics = metrics
         self._draining = draining
 
@@ -60,7 +57,6 @@ class AccountServicer(account_pb2_grpc.AccountServiceServicer):
     ) -> account_pb2.GetAccountResponse:
         """The caller's account and key, without a look at the database."""
         caller = current_caller()
-        await self._announcer.announce()
         response = account_pb2.GetAccountResponse(
             account=caller.account,
             key_id=caller.key_id,
@@ -77,7 +73,6 @@ class AccountServicer(account_pb2_grpc.AccountServiceServicer):
         check = RequestCheck()
         period = check.period("period", request.period)
         check.finish()
-        await self._announcer.announce()
         return account_pb2.GetUsageResponse(usage=await self._usage(period))
 
     async def WatchUsage(

@@ -52,6 +52,11 @@ def current_caller() -> Caller:
     return _CALLER.get()
 
 
+def find_caller() -> Caller | None:
+    """The caller of the call that this task serves; None where that is not known."""
+    return _CALLER.get(None)
+
+
 class KeyFinder(Protocol):
     """Where keys are looked up."""
 

@@ -144,10 +144,7 @@ async def _serving(
         settle_interval_s=settings.training_settle_interval_s,
         on_change=changed.set,
     )
-    announcer = LimitAnnouncer(admission=door, tiers=tiers)
-    account = AccountServicer(
-        ledger, tiers, announcer=announcer, metrics=metrics, draining=draining
-    )
+    account = AccountServicer(ledger, tiers, metrics=metrics, draining=draining)
 
     async def heed_change(account: str) -> None:
         await counter.note_own()
@@ -167,7 +164,7 @@ async def _serving(
         settings.address,
         (
             *(Service(name=relay.service, register=relay.register) for relay in relays),
-            Service(name=MODEL_SERVICE, register=ModelServicer(pool, announcer=announcer).register),
+            Service(name=MODEL_SERVICE, register=ModelServicer(pool).register),
             Service(name=ACCOUNT_SERVICE, register=account.register),
             Service(name=ADMIN_SERVICE, register=admin.register),
             *([training.service] if training else []),
@@ -184,6 +181,7 @@ async def _serving(
             on_use=uses.note,
             on_open=open_calls.note,
         ).identify,
+        announce=LimitAnnouncer(admission=door, tiers=tiers).announce,
         registry=registry,
     )
     port = await server.start()

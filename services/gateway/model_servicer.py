@@ -10,7 +10,6 @@ import grpc
 import grpc.aio
 
 from limner.v1 import model_pb2, model_pb2_grpc
-from services.gateway.announcement import LimitAnnouncer
 from services.gateway.pool import BackendPool
 from services.runtime.context import current_request
 
@@ -18,9 +17,8 @@ from services.runtime.context import current_request
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Lists what the serving backends have between them."""
 
-    def __init__(self, pool: BackendPool, *, announcer: LimitAnnouncer) -> None:
+    def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
-        self._announcer = announcer
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to `server`."""
@@ -34,7 +32,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         ],
     ) -> model_pb2.ListModelsResponse:
         """All models, sorted by name; those that the caller has trained last."""
-        await self._announcer.announce()
         models = [model.listing for model in self._pool.list_models()]
         models += await self._pool.list_trained(current_request())
         return model_pb2.ListModelsResponse(models=models)

@@ -73,7 +73,7 @@ class RequestContext:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class ResponseMetadata:
     """What a handler adds to the metadata of its answer, lower-case keys.
 
@@ -83,6 +83,17 @@ class ResponseMetadata:
 
     initial: list[tuple[str, str]] = field(default_factory=list)
     trailing: list[tuple[str, str]] = field(default_factory=list)
+    is_announced: bool = False
+    """Whether the server's `Announce` was asked."""
+
+
+Announce: TypeAlias = Callable[[], Awaitable[None]]
+"""Adds to `response_metadata` what every answer of a server carries, unless the handler did; asked
+before the first metadata of an answer leaves, in the task of the call."""
+
+
+async def announce_nothing() -> None:
+    """Adds nothing."""
 
 
 _CURRENT: ContextVar[RequestContext] = ContextVar("limner_request")

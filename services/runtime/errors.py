@@ -61,6 +61,8 @@ class LimnerError(Exception):
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    tells_all: ClassVar[bool] = False
+    """Whether `trailers` has what the server announces with every answer."""
     reason: str = "INTERNAL"
 
     def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:

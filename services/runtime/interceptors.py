@@ -20,8 +20,10 @@ import grpc
 from services.runtime.calls import CallsInFlight
 from services.runtime.context import (
     REQUEST_ID_KEY,
+    Announce,
     Identify,
     Metadata,
+    announce_nothing,
     current_request,
     new_request_context,
     response_metadata,
@@ -53,10 +55,18 @@ _ACCESS_LOGGER = logging.getLogger("limner.access")
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of all four kinds."""
 
-    def __init__(self, *, calls: CallsInFlight, metrics: CallMetrics, identify: Identify) -> None:
+    def __init__(
+        self,
+        *,
+        calls: CallsInFlight,
+        metrics: CallMetrics,
+        identify: Identify,
+        announce: Announce = announce_nothing,
+    ) -> None:
         self._calls = calls
         self._metrics = metrics
         self._identify = identify
+        self._announce = announce
         self._served: dict[str, tuple[_Handler, _Handler]] = {}
         """By path: the handler, and the same wrapped."""
 
@@ -85,7 +95,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # A coroutine even for a stream: a cancelled write is raised here, where the handler's
         # generator is closed at once, instead of whenever the garbage collector finds it.
         async def serve(request: Any, context: _Context) -> Any:
-            return await self._serve(metrics, context, lambda: respond(behaviour, request, context))
+            return await self._serve(
+                metrics, context, lambda: respond(behaviour, request, context, self._announce)
+            )
 
         return _WRAPPERS[method.type](
             serve, handler.request_deserializer, handler.response_serializer
@@ -111,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code, refusal = self._outcome(error, context)
             _record(metrics, code, time.perf_counter() - started)
             if refusal is not None:
-                await _abort(context, refusal)
+                await _abort(context, refusal, self._announce)
             raise
         _record(metrics, grpc.StatusCode.OK, time.perf_counter() - started)
         return response
@@ -164,15 +176,18 @@ def _record(metrics: MethodMetrics, code: grpc.StatusCode, duration_s: float) ->
 
 
 async def _respond_with_one(
-    behaviour: Callable[..., Awaitable[T]], request: Any, context: _Context
+    behaviour: Callable[..., Awaitable[T]], request: Any, context: _Context, announce: Announce
 ) -> T:
     response = await behaviour(request, context)
-    await _send_initial_metadata(context)
+    await _send_initial_metadata(context, announce)
     return response
 
 
 async def _respond_with_stream(
-    behaviour: Callable[..., AsyncGenerator[Any, None]], request: Any, context: _Context
+    behaviour: Callable[..., AsyncGenerator[Any, None]],
+    request: Any,
+    context: _Context,
+    announce: Announce,
 ) -> None:
     # Initial metadata goes with the first response: sent earlier, it would commit the call and a
     # client could no longer retry a refusal.
@@ -180,18 +195,26 @@ async def _respond_with_stream(
     async with aclosing(behaviour(request, context)) as responses:
         async for response in responses:
             if not sent:
-                await _send_initial_metadata(context)
+                await _send_initial_metadata(context, announce)
                 sent = True
             await _while_client_listens(context.write(response))
     if not sent:
-        await _send_initial_metadata(context)
+        await _send_initial_metadata(context, announce)
 
 
-async def _send_initial_metadata(context: _Context) -> None:
+async def _send_initial_metadata(context: _Context, announce: Announce) -> None:
+    await _announce_once(announce)
     added = response_metadata().initial
     metadata = ((REQUEST_ID_KEY, current_request().request_id), *added)
     added.clear()  # what was sent is not repeated in the trailers
     await _while_client_listens(context.send_initial_metadata(metadata))
+
+
+async def _announce_once(announce: Announce) -> None:
+    added = response_metadata()
+    if not added.is_announced:
+        added.is_announced = True
+        await announce()
 
 
 async def _while_client_listens(sending: Awaitable[None]) -> None:
@@ -204,8 +227,10 @@ async def _while_client_listens(sending: Awaitable[None]) -> None:
         raise
 
 
-async def _abort(context: _Context, error: LimnerError) -> None:
+async def _abort(context: _Context, error: LimnerError, announce: Announce) -> None:
     status = wire_status(error, current_request().request_id)
+    if not error.tells_all:
+        await _announce_once(announce)
     added = response_metadata()
     trailers = (*status.trailers, *fitting(status, (*added.initial, *added.trailing)))
     await context.abort(status.code, status.message, trailers)

@@ -18,7 +18,12 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from services.runtime.calls import CallsInFlight
-from services.runtime.context import Identify, identity_from_metadata
+from services.runtime.context import (
+    Announce,
+    Identify,
+    announce_nothing,
+    identity_from_metadata,
+)
 from services.runtime.errors import LimnerError
 from services.runtime.health import HealthServicer
 from services.runtime.interceptors import CallInterceptor
@@ -59,10 +64,11 @@ class Service:
 class GrpcServer:
     """An aio server that says when it is ready and that drains.
 
-    `address` is host:port, where port 0 picks a free one. `identify` tells who calls; the gateway
-    passes its own, see `services.runtime.context`. `registry` receives the call metrics. `draining`
-    is set when the drain begins, for calls that would go on for ever. `health_address`, host:port,
-    answers nothing but health checks, in plain text: for probes of a server that speaks TLS.
+    `address` is host:port, where port 0 picks a free one. `identify` tells who calls, `announce`
+    what every answer carries; the gateway passes its own, see `services.runtime.context`.
+    `registry` receives the call metrics. `draining` is set when the drain begins, for calls that
+    would go on for ever. `health_address`, host:port, answers nothing but health checks, in plain
+    text: for probes of a server that speaks TLS.
     A process that is to be stopped by SIGKILL should get `grace_s` + 6 s first.
     """
 
@@ -75,6 +81,7 @@ class GrpcServer:
         max_receive_bytes: int = 32 * 2**20,
         credentials: grpc.ServerCredentials | None = None,
         identify: Identify = identity_from_metadata,
+        announce: Announce = announce_nothing,
         registry: CollectorRegistry | None = None,
         draining: asyncio.Event | None = None,
         health_address: str | None = None,
@@ -91,6 +98,7 @@ class GrpcServer:
             calls=self._calls,
             metrics=CallMetrics(registry or CollectorRegistry()),
             identify=identify,
+            announce=announce,
         )
         self._health = HealthServicer(service.name for service in self._services)
         self._server: grpc.aio.Server | None = None

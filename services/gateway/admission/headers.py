@@ -22,12 +22,13 @@ from services.gateway.admission.store import (
 )
 
 ESTIMATE_KEY = "x-limner-estimated-credits"
+LIMIT_PREFIX = "x-ratelimit-"
 COST_KEY = "x-limner-charged-credits"
 
 _MILLICREDITS_PER_CREDIT = 1000
 
 _KEYS = {
-    limit: tuple(f"x-ratelimit-{what}-{limit.value}" for what in ("limit", "remaining", "reset"))
+    limit: tuple(f"{LIMIT_PREFIX}{what}-{limit.value}" for what in ("limit", "remaining", "reset"))
     for limit in Limit
 }
 

@@ -20,7 +20,12 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
-from services.gateway.admission.headers import Standing, standing_metadata
+from services.gateway.admission.headers import (
+    COST_KEY,
+    Standing,
+    credits_text,
+    standing_metadata,
+)
 from services.gateway.admission.store import Limit
 from services.runtime.errors import RETRY_PUSHBACK_KEY, LimnerError
 
@@ -53,6 +58,7 @@ class LimitReachedError(LimnerError):
     """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    tells_all = True
 
     def __init__(
         self,
@@ -100,7 +106,8 @@ class LimitReachedError(LimnerError):
         pushback = _NEVER
         if self.retry_after_s is not None:
             pushback = str(self._retry_after_ms(self.retry_after_s))
-        return {RETRY_PUSHBACK_KEY: pushback, **dict(standing_metadata(self._standings))}
+        standing = dict(standing_metadata(self._standings))
+        return {RETRY_PUSHBACK_KEY: pushback, COST_KEY: credits_text(0), **standing}
 
     @staticmethod
     def _retry_after_ms(retry_after_s: float) -> int:

@@ -8,6 +8,14 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from limner.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    admin_pb2,
+    admin_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 from tests.gateway.admission.doors import (
     PICTURE,
     PICTURE_MILLICREDITS,
@@ -266,3 +274,62 @@ async def test_refusals_under_load_wait_for_nothing(tmp_path, fake):
             call.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await until(lambda: fake.running_count == 0)
+
+
+LIMITS = {
+    f"x-ratelimit-{what}-{limit}"
+    for what in ("limit", "remaining", "reset")
+    for limit in ("requests", "concurrency", "quota", "credits")
+}
+TOLD = {*LIMITS, "x-request-id", "x-limner-charged-credits"}
+
+
+async def told_by(call):
+    """The names of all metadata that an answer or a refusal carries."""
+    pairs = []
+    try:
+        await call if hasattr(call, "__await__") else await finished(call)
+        pairs = [*await call.initial_metadata(), *await call.trailing_metadata()]
+    except grpc.aio.AioRpcError as error:
+        pairs = [*error.initial_metadata(), *error.trailing_metadata()]
+    names = [key for key, _ in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice <= {"x-request-id"}  # a stream that fails says it at its end again
+    return set(names)
+
+
+async def test_every_call_tells_all_limits_the_request_id_and_the_cost(
+    tmp_path, fake, any_store_url
+):
+    """Answers and refusals, streams and single answers alike."""
+    tier = {"monthly_requests": 100, "monthly_millicredits": 10_000, "max_step_count": 5}
+    async with door(tmp_path, fake, redis_url=any_store_url, **tier) as gate:
+        models = model_pb2_grpc.ModelServiceStub(gate.channel)
+        account = account_pb2_grpc.AccountServiceStub(gate.channel)
+        admin = admin_pb2_grpc.AdminServiceStub(gate.channel)
+        key = {"metadata": gate.authorization}
+        watch = account.WatchUsage(account_pb2.WatchUsageRequest(), **key)
+        await watch.read()
+        assert {each for each, _ in await watch.initial_metadata()} >= {*LIMITS, "x-request-id"}
+        watch.cancel()
+        for call in (
+            gate.generate(),
+            gate.generate("refuse"),  # by the backend
+            gate.generate("fail after picture"),
+            gate.generate("picture", step_count=6),  # by the tier
+            gate.generate(model="no such model"),
+            models.ListModels(model_pb2.ListModelsRequest(), **key),
+            account.GetAccount(account_pb2.GetAccountRequest(), **key),
+            account.GetUsage(account_pb2.GetUsageRequest(), **key),
+            account.GetUsage(account_pb2.GetUsageRequest(period="never"), **key),
+            admin.ListTiers(admin_pb2.ListTiersRequest(), **key),
+            admin.CreateAccount(admin_pb2.CreateAccountRequest(name="NO"), **key),
+        ):
+            assert await told_by(call) >= TOLD
+
+
+async def test_a_refusal_for_a_limit_tells_the_cost_and_all_limits_once(tmp_path, fake):
+    tier = {"monthly_requests": 1, "monthly_millicredits": 10_000}
+    async with door(tmp_path, fake, **tier) as gate:
+        await finished(gate.generate())
+        assert await told_by(gate.generate("picture", seed=1)) >= TOLD
