@@ -62,12 +62,12 @@ class AsyncTrainings:
         )
         self._call, self._metadata, self._attempts = call, metadata, attempts
 
-    async def upload(self, pictures: Iterable[Picture]) -> Dataset:
-        """Upload pictures to learn from; the same ones give the same dataset."""
+    async def upload(self, pictures: Iterable[Picture], *, captions: bool = False) -> Dataset:
+        """Upload pictures to learn from; see `Trainings.upload`."""
         timeout_s = self._attempts().remaining_s()
         try:
             response = await self._stub.UploadDataset(
-                _in_threads(pictures), timeout=timeout_s, metadata=self._metadata
+                _in_threads(pictures, captions), timeout=timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as failure:
             raise decode_error(failure) from failure
@@ -160,9 +160,9 @@ class AsyncTrainings:
 
 
 async def _in_threads(
-    pictures: Iterable[Picture],
+    pictures: Iterable[Picture], captions: bool
 ) -> AsyncIterator[training_pb2.UploadDatasetRequest]:
     """The messages of an upload; files are read without the event loop's waiting."""
-    messages = upload_messages(list(pictures))
+    messages = upload_messages(list(pictures), captions=captions)
     while (message := await asyncio.to_thread(next, messages, None)) is not None:
         yield message

@@ -168,17 +168,21 @@ def build_create(
 
 
 def upload_messages(
-    pictures: Iterable[Picture],
+    pictures: Iterable[Picture], *, captions: bool = False
 ) -> Iterator[training_pb2.UploadDatasetRequest]:
-    """Yield the messages of an upload, a chunk at a time. Raises OSError for unreadable files."""
+    """Yield the messages of an upload, a chunk at a time. Raises OSError for unreadable files.
+
+    With `captions`, what a picture shows is taken from the `.txt` file beside it, if there is one.
+    """
     for picture in pictures:
         name, chunks = _chunks(picture)
-        first = True
+        yield training_pb2.UploadDatasetRequest(
+            file_name=name,
+            data=next(chunks, b""),
+            caption=_caption(picture) if captions else None,
+        )
         for chunk in chunks:
-            yield training_pb2.UploadDatasetRequest(file_name=name if first else None, data=chunk)
-            first = False
-        if first:
-            yield training_pb2.UploadDatasetRequest(file_name=name)
+            yield training_pb2.UploadDatasetRequest(data=chunk)
 
 
 def read_dataset(message: training_pb2.UploadDatasetResponse) -> Dataset:
@@ -259,6 +263,13 @@ def _chunks(picture: Picture) -> tuple[str, Iterator[bytes]]:
         return name, (data[i : i + _CHUNK_BYTES] for i in range(0, len(data), _CHUNK_BYTES))
     path = Path(picture)
     return path.name, _read(path)
+
+
+def _caption(picture: Picture) -> str | None:
+    if isinstance(picture, tuple):
+        return None
+    path = Path(picture).with_suffix(".txt")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _read(path: Path) -> Iterator[bytes]:

@@ -52,15 +52,19 @@ class Trainings:
         self._stub = training_pb2_grpc.TrainingServiceStub(channel)
         self._call, self._metadata, self._attempts = call, metadata, attempts
 
-    def upload(self, pictures: Iterable[Picture]) -> Dataset:
+    def upload(self, pictures: Iterable[Picture], *, captions: bool = False) -> Dataset:
         """Upload pictures to learn from; the same ones give the same dataset.
+
+        With `captions`, what a picture shows is taken from the `.txt` file beside it.
 
         Raises InvalidRequest with what is wrong with each, and OSError for an unreadable file.
         """
         timeout_s = self._attempts().remaining_s()
         try:
             response = self._stub.UploadDataset(
-                upload_messages(list(pictures)), timeout=timeout_s, metadata=self._metadata
+                upload_messages(list(pictures), captions=captions),
+                timeout=timeout_s,
+                metadata=self._metadata,
             )
         except grpc.RpcError as failure:
             raise decode_error(failure) from failure

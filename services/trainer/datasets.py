@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.runtime.errors import FieldViolation, InvalidRequestError, clip
@@ -20,7 +20,20 @@ from services.trainer.run.dataset import MAX_FILE_BYTES, dataset_digest, find_pi
 MAX_DATASET_BYTES = 512 * 2**20
 MAX_PICTURES = 100
 LEAST_SIDE = 64
+CAPTION_SUFFIX = ".txt"
 _MAX_NAME = 255
+_MAX_CAPTION = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A part of an upload."""
+
+    file_name: str | None
+    """Begins a picture; None: the last one goes on."""
+    data: bytes
+    caption: str | None = None
+    """What a picture that begins shows."""
 
 
 class DatasetStore:
@@ -62,10 +75,11 @@ class Upload:
         """Remove what was not kept; a no-op after `finish`."""
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def write(self, file_name: str | None, data: bytes) -> None:
+    def write(self, piece: Piece) -> None:
         """Take the next piece. Raises `InvalidRequestError` where going on makes no sense."""
-        if file_name is not None:
-            self._begin(file_name)
+        data = piece.data
+        if piece.file_name is not None:
+            self._begin(piece.file_name, piece.caption)
         if not self._names:
             raise InvalidRequestError(
                 [_fault("file_name", "REQUIRED", "the first message must begin a picture")]
@@ -92,7 +106,7 @@ class Upload:
         if not self._names:
             raise InvalidRequestError([_fault("pictures", "REQUIRED", "must hold pictures")])
         pictures, found = find_pictures(
-            self._partial, field="pictures", side=2 * LEAST_SIDE, captions=False
+            self._partial, field="pictures", side=2 * LEAST_SIDE, captions=True
         )
         faults = [*self._faults, *self._renamed(found)]
         if faults:
@@ -107,7 +121,7 @@ class Upload:
                     raise
         return dataset_id, len(pictures)
 
-    def _begin(self, file_name: str) -> None:
+    def _begin(self, file_name: str, caption: str | None) -> None:
         index = len(self._names)
         if index >= MAX_PICTURES:
             allowed = f"must be at most {MAX_PICTURES}"
@@ -117,7 +131,15 @@ class Upload:
             self._faults.append(_fault(f"pictures[{index}]", "OUT_OF_RANGE", allowed))
         self._names.append(file_name)
         self._size = 0
-        (self._partial / self._file(index)).touch()
+        path = self._partial / self._file(index)
+        path.touch()
+        if caption is None:
+            return
+        if len(caption.strip()) > 0 and len(caption) <= _MAX_CAPTION:
+            path.with_suffix(CAPTION_SUFFIX).write_text(caption, encoding="utf-8")
+        else:
+            allowed = f"a caption must have 1 to {_MAX_CAPTION} characters; got {len(caption)}"
+            self._faults.append(_fault(f"pictures[{index}]", "BAD_CAPTION", allowed))
 
     def _renamed(self, faults: tuple[FieldViolation, ...]) -> Iterator[FieldViolation]:
         """Violations by index and by the names that the client knows."""

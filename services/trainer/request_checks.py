@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from services.runtime.errors import FieldViolation, InvalidRequestError
+from services.trainer.datasets import CAPTION_SUFFIX
 from services.trainer.job import JobRequest, JobWarning
 from services.trainer.run.reading import check_run
 from services.trainer.run.violations import RefusedError
@@ -74,6 +75,7 @@ def check_request(
             "images": str(dataset or ""),
             "prompt": request.instance_prompt,
             "token": request.token,
+            "captions": dataset is not None and any(dataset.glob(f"*{CAPTION_SUFFIX}")),
         },
         "tracking": {"tensorboard": True},
     }

@@ -19,6 +19,7 @@ from limner.v1 import training_pb2, training_pb2_grpc
 from services.runtime.context import RESERVATION_KEY, current_request, first_value
 from services.runtime.errors import FieldViolation, InvalidRequestError
 from services.runtime.server import Service
+from services.trainer.datasets import Piece
 from services.trainer.job import FailureReason, JobProgress, JobRequest, JobState, TrainingJob
 from services.trainer.sample_pictures import SamplePicture
 from services.trainer.trainings import Trainings
@@ -192,9 +193,13 @@ def _reservation(context: _Context) -> str:
 
 async def _pieces(
     messages: AsyncIterator[training_pb2.UploadDatasetRequest],
-) -> AsyncGenerator[tuple[str | None, bytes], None]:
+) -> AsyncGenerator[Piece, None]:
     async for message in messages:
-        yield message.file_name if message.HasField("file_name") else None, message.data
+        yield Piece(
+            file_name=message.file_name if message.HasField("file_name") else None,
+            data=message.data,
+            caption=message.caption if message.HasField("caption") else None,
+        )
 
 
 def _job(job: TrainingJob) -> training_pb2.TrainingJob:

@@ -22,7 +22,7 @@ from services.runtime.errors import (
 )
 from services.storage.catalog import Catalog
 from services.trainer.changes import JobChanges
-from services.trainer.datasets import DatasetStore
+from services.trainer.datasets import DatasetStore, Piece
 from services.trainer.errors import IdempotencyKeyUsedError, JobStateError
 from services.trainer.job import FINAL_STATES, JobProgress, JobRequest, TrainingJob
 from services.trainer.metrics import TrainerMetrics
@@ -64,14 +64,12 @@ class Trainings:
         self._class_image_cache, self._max_queued = class_image_cache, max_queued
         self._catalog, self._webhooks = catalog, webhooks
 
-    async def upload(
-        self, account: str, pieces: AsyncIterator[tuple[str | None, bytes]]
-    ) -> tuple[str, int]:
+    async def upload(self, account: str, pieces: AsyncIterator[Piece]) -> tuple[str, int]:
         """Keep a dataset; returns its id and the number of pictures."""
         upload = await asyncio.to_thread(self._datasets.open_upload, account)
         try:
-            async for file_name, data in pieces:
-                await asyncio.to_thread(upload.write, file_name, data)
+            async for piece in pieces:
+                await asyncio.to_thread(upload.write, piece)
             kept = await asyncio.to_thread(upload.finish)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))

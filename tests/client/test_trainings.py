@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +33,7 @@ from services.client.cli.app import run
 from services.client.training_jobs import upload_messages
 from tests.client.scripted_server import PNG, error_info, fail
 
+_MAIN = "from services.client.cli import main; main()"
 State = training_pb2.TrainingJob
 Limner = Callable[..., int]
 
@@ -379,16 +384,31 @@ def test_a_failed_training_tells_why_and_ends_with_1(
 
 
 def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
-    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+    trainer: ScriptedTrainer, photos: Path, tmp_path: Path
 ) -> None:
-    def interrupt(context: Any) -> None:
-        _thread.interrupt_main()
+    watched = threading.Event()
+
+    def stay(context: Any) -> None:
+        watched.set()
         while context.is_active():
             time.sleep(0.05)
 
-    trainer.watches = [says(is_at(job()), then=interrupt)]
-    assert limner("train", str(photos)) == 130
-    assert "limner trainings watch job_1" in capsys.readouterr().err
+    trainer.watches = [says(is_at(job()), then=stay)]
+    command = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, "train", str(photos)],
+        cwd=tmp_path,
+        env={**os.environ, "LIMNER_ADDRESS": trainer.address},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watched.wait(60)
+    assert command.stderr is not None
+    assert command.stderr.readline().startswith("training: 2 of 4 steps")
+    command.send_signal(signal.SIGINT)
+    _, told = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "limner trainings watch job_1" in told
     assert not trainer.called
 
 

@@ -55,6 +55,9 @@ def train(
     prior: Annotated[
         bool, typer.Option("--prior/--no-prior", help="Keep what the class looks like otherwise.")
     ] = True,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Take what a picture shows from NAME.txt beside it.")
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -110,7 +113,7 @@ def train(
     asked = replace(asked, options={**asked.options, "idempotency_key": key})
     asked = replace(asked, base_model=asked.base_model or _only_base(client))
     console = Console(stderr=True, highlight=False)
-    dataset = _upload(client, find_photos(photos), asked)
+    dataset = _upload(client, find_photos(photos), asked, captions=captions)
     job = _ask(client, dataset, asked, dry_run=dry_run)
     _print_warnings(console, job)
     if dry_run or detach:
@@ -176,10 +179,10 @@ def _only_base(client: Client) -> str:
     return bases[0]
 
 
-def _upload(client: Client, photos: list[Path], asked: TrainRequest) -> Dataset:
+def _upload(client: Client, photos: list[Path], asked: TrainRequest, *, captions: bool) -> Dataset:
     """Upload; pictures that are refused are told together with what else is wrong."""
     try:
-        return client.trainings.upload(photos)
+        return client.trainings.upload(photos, captions=captions)
     except InvalidRequest as refused:
         try:
             client.trainings.plan(

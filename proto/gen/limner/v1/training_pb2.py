@@ -26,17 +26,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18limner/v1/training.proto\x12\tlimner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"?\n\x0fTrainingWarning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x96\x06\n\x0bTrainingJob\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.limner.v1.TrainingJob.State\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x12\n\nstep_count\x18\x04 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbase_model\x18\x07 \x01(\t\x12\x12\n\ndataset_id\x18\x08 \x01(\t\x12\x1a\n\x12\x63onfiguration_yaml\x18\t \x01(\t\x12-\n\x08progress\x18\n \x01(\x0b\x32\x1b.limner.v1.TrainingProgress\x12\x38\n\x0e\x66\x61ilure_reason\x18\x0b \x01(\x0e\x32 .limner.v1.TrainingFailureReason\x12\x17\n\x0f\x66\x61ilure_message\x18\x0c \x01(\t\x12\x38\n\x0ewaiting_reason\x18\x14 \x01(\x0e\x32 .limner.v1.TrainingFailureReason\x12\x17\n\x0fwaiting_message\x18\x15 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x13\n\x0breservation\x18\x0e \x01(\t\x12\r\n\x05model\x18\x0f \x01(\t\x12\r\n\x05token\x18\x10 \x01(\t\x12)\n\x06method\x18\x11 \x01(\x0e\x32\x19.limner.v1.TrainingMethod\x12,\n\x08warnings\x18\x12 \x03(\x0b\x32\x1a.limner.v1.TrainingWarning\x12\x13\n\x0bwebhook_url\x18\x13 \x01(\t\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\xdf\x01\n\x10TrainingProgress\x12\x15\n\rinstance_loss\x18\x01 \x01(\x02\x12\x17\n\nprior_loss\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x1c\n\x0fvalidation_loss\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x13\x63lass_picture_count\x18\x06 \x01(\x05\x42\r\n\x0b_prior_lossB\x12\n\x10_validation_loss\"J\n\x14UploadDatasetRequest\x12\x16\n\tfile_name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x0c\n\n_file_name\"B\n\x15UploadDatasetResponse\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x15\n\rpicture_count\x18\x02 \x01(\x05\"\xb8\x02\n\x18\x43reateTrainingJobRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\x0finstance_prompt\x18\x03 \x01(\t\x12\x14\n\x0c\x63lass_prompt\x18\x04 \x01(\t\x12\x12\n\ndataset_id\x18\x05 \x01(\t\x12\r\n\x05token\x18\x06 \x01(\t\x12)\n\x06method\x18\x07 \x01(\x0e\x32\x19.limner.v1.TrainingMethod\x12\x1a\n\x12\x63onfiguration_yaml\x18\x08 \x01(\t\x12\x15\n\rvalidate_only\x18\t \x01(\x08\x12\x12\n\nmodel_name\x18\n \x01(\t\x12\x13\n\x0bwebhook_url\x18\x0b \x01(\t\x12\x16\n\x0ewebhook_secret\x18\x0c \x01(\t\"@\n\x19\x43reateTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"#\n\x15GetTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x16GetTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"@\n\x17ListTrainingJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x18ListTrainingJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.limner.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17WatchTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cwith_samples\x18\x02 \x01(\x08\"j\n\x18WatchTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\x12)\n\x06sample\x18\x02 \x01(\x0b\x32\x19.limner.v1.TrainingSample\"O\n\x0eTrainingSample\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x11\n\tmime_type\x18\x04 \x01(\t\"&\n\x18\x43\x61ncelTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"@\n\x19\x43\x61ncelTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"&\n\x18ResumeTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"@\n\x19ResumeTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"&\n\x18\x44\x65leteTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse*e\n\x0eTrainingMethod\x12\x1f\n\x1bTRAINING_METHOD_UNSPECIFIED\x10\x00\x12\x18\n\x14TRAINING_METHOD_LORA\x10\x01\x12\x18\n\x14TRAINING_METHOD_FULL\x10\x02*\xc4\x04\n\x15TrainingFailureReason\x12\'\n#TRAINING_FAILURE_REASON_UNSPECIFIED\x10\x00\x12%\n!TRAINING_FAILURE_REASON_BAD_INPUT\x10\x01\x12)\n%TRAINING_FAILURE_REASON_OUT_OF_MEMORY\x10\x02\x12*\n&TRAINING_FAILURE_REASON_UNUSABLE_FILES\x10\x03\x12\"\n\x1eTRAINING_FAILURE_REASON_KILLED\x10\x04\x12$\n TRAINING_FAILURE_REASON_INTERNAL\x10\x05\x12#\n\x1fTRAINING_FAILURE_REASON_EVICTED\x10\x06\x12%\n!TRAINING_FAILURE_REASON_PREEMPTED\x10\x07\x12)\n%TRAINING_FAILURE_REASON_UNSCHEDULABLE\x10\x08\x12&\n\"TRAINING_FAILURE_REASON_IMAGE_PULL\x10\t\x12%\n!TRAINING_FAILURE_REASON_NODE_LOST\x10\n\x12%\n!TRAINING_FAILURE_REASON_TIMED_OUT\x10\x0b\x12 \n\x1cTRAINING_FAILURE_REASON_LOST\x10\x0c\x12+\n\'TRAINING_FAILURE_REASON_CLUSTER_REFUSED\x10\r2\xfa\x05\n\x0fTrainingService\x12T\n\rUploadDataset\x12\x1f.limner.v1.UploadDatasetRequest\x1a .limner.v1.UploadDatasetResponse(\x01\x12^\n\x11\x43reateTrainingJob\x12#.limner.v1.CreateTrainingJobRequest\x1a$.limner.v1.CreateTrainingJobResponse\x12U\n\x0eGetTrainingJob\x12 .limner.v1.GetTrainingJobRequest\x1a!.limner.v1.GetTrainingJobResponse\x12[\n\x10ListTrainingJobs\x12\".limner.v1.ListTrainingJobsRequest\x1a#.limner.v1.ListTrainingJobsResponse\x12]\n\x10WatchTrainingJob\x12\".limner.v1.WatchTrainingJobRequest\x1a#.limner.v1.WatchTrainingJobResponse0\x01\x12^\n\x11\x43\x61ncelTrainingJob\x12#.limner.v1.CancelTrainingJobRequest\x1a$.limner.v1.CancelTrainingJobResponse\x12^\n\x11ResumeTrainingJob\x12#.limner.v1.ResumeTrainingJobRequest\x1a$.limner.v1.ResumeTrainingJobResponse\x12^\n\x11\x44\x65leteTrainingJob\x12#.limner.v1.DeleteTrainingJobRequest\x1a$.limner.v1.DeleteTrainingJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18limner/v1/training.proto\x12\tlimner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"?\n\x0fTrainingWarning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x96\x06\n\x0bTrainingJob\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.limner.v1.TrainingJob.State\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x12\n\nstep_count\x18\x04 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbase_model\x18\x07 \x01(\t\x12\x12\n\ndataset_id\x18\x08 \x01(\t\x12\x1a\n\x12\x63onfiguration_yaml\x18\t \x01(\t\x12-\n\x08progress\x18\n \x01(\x0b\x32\x1b.limner.v1.TrainingProgress\x12\x38\n\x0e\x66\x61ilure_reason\x18\x0b \x01(\x0e\x32 .limner.v1.TrainingFailureReason\x12\x17\n\x0f\x66\x61ilure_message\x18\x0c \x01(\t\x12\x38\n\x0ewaiting_reason\x18\x14 \x01(\x0e\x32 .limner.v1.TrainingFailureReason\x12\x17\n\x0fwaiting_message\x18\x15 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x13\n\x0breservation\x18\x0e \x01(\t\x12\r\n\x05model\x18\x0f \x01(\t\x12\r\n\x05token\x18\x10 \x01(\t\x12)\n\x06method\x18\x11 \x01(\x0e\x32\x19.limner.v1.TrainingMethod\x12,\n\x08warnings\x18\x12 \x03(\x0b\x32\x1a.limner.v1.TrainingWarning\x12\x13\n\x0bwebhook_url\x18\x13 \x01(\t\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\xdf\x01\n\x10TrainingProgress\x12\x15\n\rinstance_loss\x18\x01 \x01(\x02\x12\x17\n\nprior_loss\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x1c\n\x0fvalidation_loss\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x13\x63lass_picture_count\x18\x06 \x01(\x05\x42\r\n\x0b_prior_lossB\x12\n\x10_validation_loss\"l\n\x14UploadDatasetRequest\x12\x16\n\tfile_name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x07\x63\x61ption\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x0c\n\n_file_nameB\n\n\x08_caption\"B\n\x15UploadDatasetResponse\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x15\n\rpicture_count\x18\x02 \x01(\x05\"\xb8\x02\n\x18\x43reateTrainingJobRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\x0finstance_prompt\x18\x03 \x01(\t\x12\x14\n\x0c\x63lass_prompt\x18\x04 \x01(\t\x12\x12\n\ndataset_id\x18\x05 \x01(\t\x12\r\n\x05token\x18\x06 \x01(\t\x12)\n\x06method\x18\x07 \x01(\x0e\x32\x19.limner.v1.TrainingMethod\x12\x1a\n\x12\x63onfiguration_yaml\x18\x08 \x01(\t\x12\x15\n\rvalidate_only\x18\t \x01(\x08\x12\x12\n\nmodel_name\x18\n \x01(\t\x12\x13\n\x0bwebhook_url\x18\x0b \x01(\t\x12\x16\n\x0ewebhook_secret\x18\x0c \x01(\t\"@\n\x19\x43reateTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"#\n\x15GetTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x16GetTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"@\n\x17ListTrainingJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x18ListTrainingJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.limner.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17WatchTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cwith_samples\x18\x02 \x01(\x08\"j\n\x18WatchTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\x12)\n\x06sample\x18\x02 \x01(\x0b\x32\x19.limner.v1.TrainingSample\"O\n\x0eTrainingSample\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x11\n\tmime_type\x18\x04 \x01(\t\"&\n\x18\x43\x61ncelTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"@\n\x19\x43\x61ncelTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"&\n\x18ResumeTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"@\n\x19ResumeTrainingJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.limner.v1.TrainingJob\"&\n\x18\x44\x65leteTrainingJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse*e\n\x0eTrainingMethod\x12\x1f\n\x1bTRAINING_METHOD_UNSPECIFIED\x10\x00\x12\x18\n\x14TRAINING_METHOD_LORA\x10\x01\x12\x18\n\x14TRAINING_METHOD_FULL\x10\x02*\xc4\x04\n\x15TrainingFailureReason\x12\'\n#TRAINING_FAILURE_REASON_UNSPECIFIED\x10\x00\x12%\n!TRAINING_FAILURE_REASON_BAD_INPUT\x10\x01\x12)\n%TRAINING_FAILURE_REASON_OUT_OF_MEMORY\x10\x02\x12*\n&TRAINING_FAILURE_REASON_UNUSABLE_FILES\x10\x03\x12\"\n\x1eTRAINING_FAILURE_REASON_KILLED\x10\x04\x12$\n TRAINING_FAILURE_REASON_INTERNAL\x10\x05\x12#\n\x1fTRAINING_FAILURE_REASON_EVICTED\x10\x06\x12%\n!TRAINING_FAILURE_REASON_PREEMPTED\x10\x07\x12)\n%TRAINING_FAILURE_REASON_UNSCHEDULABLE\x10\x08\x12&\n\"TRAINING_FAILURE_REASON_IMAGE_PULL\x10\t\x12%\n!TRAINING_FAILURE_REASON_NODE_LOST\x10\n\x12%\n!TRAINING_FAILURE_REASON_TIMED_OUT\x10\x0b\x12 \n\x1cTRAINING_FAILURE_REASON_LOST\x10\x0c\x12+\n\'TRAINING_FAILURE_REASON_CLUSTER_REFUSED\x10\r2\xfa\x05\n\x0fTrainingService\x12T\n\rUploadDataset\x12\x1f.limner.v1.UploadDatasetRequest\x1a .limner.v1.UploadDatasetResponse(\x01\x12^\n\x11\x43reateTrainingJob\x12#.limner.v1.CreateTrainingJobRequest\x1a$.limner.v1.CreateTrainingJobResponse\x12U\n\x0eGetTrainingJob\x12 .limner.v1.GetTrainingJobRequest\x1a!.limner.v1.GetTrainingJobResponse\x12[\n\x10ListTrainingJobs\x12\".limner.v1.ListTrainingJobsRequest\x1a#.limner.v1.ListTrainingJobsResponse\x12]\n\x10WatchTrainingJob\x12\".limner.v1.WatchTrainingJobRequest\x1a#.limner.v1.WatchTrainingJobResponse0\x01\x12^\n\x11\x43\x61ncelTrainingJob\x12#.limner.v1.CancelTrainingJobRequest\x1a$.limner.v1.CancelTrainingJobResponse\x12^\n\x11ResumeTrainingJob\x12#.limner.v1.ResumeTrainingJobRequest\x1a$.limner.v1.ResumeTrainingJobResponse\x12^\n\x11\x44\x65leteTrainingJob\x12#.limner.v1.DeleteTrainingJobRequest\x1a$.limner.v1.DeleteTrainingJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limner.v1.training_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAININGMETHOD']._serialized_start=2501
-  _globals['_TRAININGMETHOD']._serialized_end=2602
-  _globals['_TRAININGFAILUREREASON']._serialized_start=2605
-  _globals['_TRAININGFAILUREREASON']._serialized_end=3185
+  _globals['_TRAININGMETHOD']._serialized_start=2535
+  _globals['_TRAININGMETHOD']._serialized_end=2636
+  _globals['_TRAININGFAILUREREASON']._serialized_start=2639
+  _globals['_TRAININGFAILUREREASON']._serialized_end=3219
   _globals['_TRAININGWARNING']._serialized_start=104
   _globals['_TRAININGWARNING']._serialized_end=167
   _globals['_TRAININGJOB']._serialized_start=170
@@ -46,39 +46,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGPROGRESS']._serialized_start=963
   _globals['_TRAININGPROGRESS']._serialized_end=1186
   _globals['_UPLOADDATASETREQUEST']._serialized_start=1188
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=1262
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=1264
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1330
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1333
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1645
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1647
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=1711
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1713
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1748
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=1750
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=1811
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1813
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1877
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1879
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1968
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1970
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=2029
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=2031
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=2137
-  _globals['_TRAININGSAMPLE']._serialized_start=2139
-  _globals['_TRAININGSAMPLE']._serialized_end=2218
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=2220
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=2258
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=2260
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=2324
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=2326
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=2364
-  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_start=2366
-  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_end=2430
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=2432
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=2470
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=2472
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=2499
-  _globals['_TRAININGSERVICE']._serialized_start=3188
-  _globals['_TRAININGSERVICE']._serialized_end=3950
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=1296
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=1298
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1364
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1367
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1679
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1681
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=1745
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1747
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1782
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=1784
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=1845
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1847
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1911
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1913
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=2002
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=2004
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=2063
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=2065
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=2171
+  _globals['_TRAININGSAMPLE']._serialized_start=2173
+  _globals['_TRAININGSAMPLE']._serialized_end=2252
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=2254
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=2292
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=2294
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=2358
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=2360
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=2398
+  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_start=2400
+  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_end=2464
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=2466
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=2504
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=2506
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=2533
+  _globals['_TRAININGSERVICE']._serialized_start=3222
+  _globals['_TRAININGSERVICE']._serialized_end=3984
 # @@protoc_insertion_point(module_scope)

@@ -349,22 +349,33 @@ class UploadDatasetRequest(_message.Message):
 
     FILE_NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
     file_name: _builtins.str
     """Begins a picture: its name, for messages alone, 1 to 255 characters. Absent: `data` goes on."""
     data: _builtins.bytes
     """Bytes of a PNG, JPEG or WebP file, at most 32 MiB a file and 512 MiB in all."""
+    caption: _builtins.str
+    """What the picture shows, with the token as a word, 1 to 1000 characters; sent with `file_name`.
+    A picture without one is learnt under the job's instance prompt.
+    """
     def __init__(
         self,
         *,
         file_name: _builtins.str | None = ...,
         data: _builtins.bytes = ...,
+        caption: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_file_name", b"_file_name", "file_name", b"file_name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_file_name", b"_file_name", "caption", b"caption", "file_name", b"file_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file_name", b"_file_name", "data", b"data", "file_name", b"file_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_file_name", b"_file_name", "caption", b"caption", "data", b"data", "file_name", b"file_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
+    _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
     _WhichOneofReturnType__file_name: _TypeAlias = _typing.Literal["file_name"]  # noqa: Y015
     _WhichOneofArgType__file_name: _TypeAlias = _typing.Literal["_file_name", b"_file_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__caption) -> _WhichOneofReturnType__caption | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__file_name) -> _WhichOneofReturnType__file_name | None: ...
 
 Global___UploadDatasetRequest: _TypeAlias = UploadDatasetRequest  # noqa: Y015

@@ -85,7 +85,7 @@ class TrainingServiceServicer:
         """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
         others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
         is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
-        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE, BAD_CAPTION). The same pictures give the same dataset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

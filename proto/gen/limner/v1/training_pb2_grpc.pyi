@@ -37,7 +37,7 @@ class TrainingServiceStub:
     """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
     others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
     is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
-    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE, BAD_CAPTION). The same pictures give the same dataset.
     """
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateTrainingJobRequest, _training_pb2.CreateTrainingJobResponse]
     """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
@@ -74,7 +74,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
     others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
     is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
-    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+    ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE, BAD_CAPTION). The same pictures give the same dataset.
     """
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateTrainingJobRequest, _training_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
     """Creates a job, which waits for a free device. The same `idempotency_key` with the same request
@@ -114,7 +114,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores the pictures to learn from. The first message of a picture has its `file_name`, the
         others of it do not; chunks of 256 KiB are a good size. Nothing is stored unless every picture
         is usable; INVALID_ARGUMENT lists what is wrong with each (`pictures[2]`: NOT_AN_IMAGE, BROKEN,
-        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE). The same pictures give the same dataset.
+        ANIMATED, TOO_SMALL, TOO_LARGE, DUPLICATE, BAD_CAPTION). The same pictures give the same dataset.
         """
 
     @_abc_1.abstractmethod
