@@ -29,6 +29,7 @@ Tell: TypeAlias = Callable[[RunStatus], None]
 _LOGGER = logging.getLogger(__name__)
 _LEAST_INTERVAL_S = 2.0
 _CALL_TIMEOUT_S = 5.0
+_RECONNECT_MS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,9 +146,12 @@ class Teller:
 def _channel(listener: Listener) -> grpc.Channel:
     import grpc
 
+    # A service that was away is found again in seconds, not in the two minutes of the default.
+    options = [("grpc.max_reconnect_backoff_ms", _RECONNECT_MS)]
     if listener.ca is None:
-        return grpc.insecure_channel(listener.target)
-    return grpc.secure_channel(listener.target, grpc.ssl_channel_credentials(listener.ca))
+        return grpc.insecure_channel(listener.target, options)
+    credentials = grpc.ssl_channel_credentials(listener.ca)
+    return grpc.secure_channel(listener.target, credentials, options)
 
 
 def _message(listener: Listener, status: RunStatus) -> training_run_pb2.ReportProgressRequest:

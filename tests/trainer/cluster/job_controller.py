@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.trainer.cluster.api_server import ApiServer, Change, Object, now
 
@@ -29,7 +30,8 @@ class JobController:
 
     def __init__(self, api: ApiServer, folder: Path, program: list[str]) -> None:
         self._api, self._folder, self._program = api, folder, program
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pods: list[asyncio.Task[bool]] = []
         self._processes: dict[str, Process] = {}
         self._reasons: dict[str, str] = {}
         self._pod_count = 0
@@ -43,9 +45,11 @@ class JobController:
 
     # What tests do.
 
-    def evict(self, reason: str = "EvictionByEvictionAPI") -> None:
-        """Have every running pod leave: SIGTERM, its grace, SIGKILL."""
+    def evict(self, reason: str = "EvictionByEvictionAPI", *, index: int | None = None) -> None:
+        """Have running pods leave, all or those of an index: SIGTERM, and time for a checkpoint."""
         for name in list(self._processes):
+            if index is not None and f"-{index}-" not in name:
+                continue
             self._api.update("Pod", name, _disrupt(reason))
             self._stop_pod(name)
 
@@ -87,31 +91,34 @@ class JobController:
             yield
         finally:
             self._api.listeners.remove(self._on_change)
-            for process in self._processes.values():
+            await _cancelled(self._tasks)
+            for process in list(self._processes.values()):
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+                await process.wait()
+            await _cancelled(self._pods)
 
     def _on_change(self, change: Change) -> None:
         if change.object["kind"] == "Job" and change.type == "ADDED":
             name = change.object["metadata"]["name"]
-            self._tasks[name] = asyncio.create_task(self._control(name))
+            self._tasks.append(asyncio.create_task(self._control(name)))
 
     async def _control(self, name: str) -> None:
-        """Keep a Job's pods up until it has ended or is to go."""
+        """Keep a Job's pods up until it has ended, and remove it when it is to go."""
         indexes: dict[int, asyncio.Task[bool]] = {}
         failure_count = 0
         while (job := self._api.find("Job", name)) is not None:
             if "deletionTimestamp" in job["metadata"]:
                 return await self._remove(name, indexes)
             if _has_ended(job):
-                return await self._end_pods(name, indexes)
+                await self._end_pods(name, indexes)
+                await asyncio.sleep(0.02)
+                continue
             if not job["spec"].get("suspend"):
                 for index in range(job["spec"].get("completions", 1)):
                     if index not in indexes:
                         indexes[index] = asyncio.create_task(self._run_pod(job, index))
+                        self._pods.append(indexes[index])
             for index, task in list(indexes.items()):
                 if not task.done() or task.exception() is None:
                     continue
@@ -262,6 +269,12 @@ class PodFailedError(Exception):
 
 
 REAL_RUN = [sys.executable, "-m", "services.trainer.run"]
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _has_ended(job: Object) -> bool:
