@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.gateway.account_store import require_account
 from services.gateway.audit import Actor, record
 from services.gateway.period import Period
-from services.gateway.tables import credit_grants, ledger_entries, monthly_usage
+from services.gateway.tables import changes, credit_grants, ledger_entries, monthly_usage
 from services.runtime.errors import AlreadyExistsError
 from services.storage.database import begin_write, insert_into
 
@@ -74,6 +74,12 @@ class Ledger:
                 model=model,
                 at=at,
             )
+
+    async def probe(self) -> None:
+        """Returns if something can be written now, which a full disk allows no more than a lost
+        server; changes nothing."""
+        async with begin_write(self.engine) as connection:
+            await connection.execute(update(changes).values(count=changes.c.count))
 
     async def grant(
         self,

@@ -4,13 +4,14 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import delete, event, func, select, update
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from services.gateway.account_store import AccountStore
 from services.gateway.audit import Actor, AuditLog
 from services.gateway.ledger import Ledger, Usage
 from services.gateway.period import Period
+from services.gateway.schema import migrate
 from services.gateway.tables import (
     APPEND_ONLY,
     audit_entries,
@@ -19,6 +20,7 @@ from services.gateway.tables import (
     metadata,
 )
 from services.runtime.errors import AlreadyExistsError, NotFoundError
+from services.storage.database import is_outage, open_engine
 from tests.gateway.actors import ACTOR
 
 NOVEMBER = Period(year=2026, month=11)
@@ -194,3 +196,37 @@ async def test_what_was_appended_can_be_neither_changed_nor_deleted(ledger, engi
         for each in (ledger_entries, credit_grants, audit_entries):
             query = select(func.count()).where(each.c.account == "acme")
             assert await connection.scalar(query) >= 1
+
+
+async def test_a_full_disk_takes_no_charge_and_loses_none(tmp_path):
+    """SQLite's own limit of pages stands for the disk's."""
+    limit = {"pages": 10**6}
+    opened = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
+
+    @event.listens_for(opened.sync_engine, "checkout")
+    def hold_pages(connection, record, proxy):
+        connection.execute(f"PRAGMA max_page_count = {limit['pages']}")
+
+    await migrate(opened)
+    await AccountStore(engine=opened).create_account("acme", tier="free", actor=ACTOR)
+    full = Ledger(engine=opened)
+    limit["pages"] = 1  # no page beyond those that there are
+    taken, refused = [], []
+    for number in range(60):
+        try:
+            await charge(full, request_id="r" * 150 + str(number))
+        except OperationalError as error:
+            refused.append(error)
+        else:
+            taken.append(number)
+    assert taken
+    assert [is_outage(error) for error in refused] == [True] * (60 - len(taken)) != []
+    found = await full.usage("acme", NOVEMBER)
+    assert (found.request_count, found.charged_millicredits) == (len(taken), 10 * len(taken))
+    limit["pages"] = 10**6
+    await full.probe()
+    for number in range(60):
+        fresh = await charge(full, request_id="r" * 150 + str(number))
+        assert fresh == (number not in taken)
+    assert (await full.usage("acme", NOVEMBER)).request_count == 60
+    await opened.dispose()

@@ -18,7 +18,6 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 
 from services.gateway.admission.guard import GuardedStore, LocalBuckets
 from services.gateway.admission.guarded_ledger import (
@@ -47,7 +46,6 @@ from services.gateway.admission.store import (
     Ticket,
 )
 from services.gateway.metrics import Decided, GatewayMetrics
-from services.gateway.period import Period
 from services.gateway.tiers import Tier
 from services.runtime.errors import UnavailableError
 
@@ -147,8 +145,7 @@ class AdmissionControl:
         claim = self._claim(request)
         store: AdmissionStore = self._store
         try:
-            if self._ledger.is_failing:  # what cannot be charged is not drawn
-                await self._ledger.usage(request.account, Period.containing(datetime.now(UTC)))
+            await self._ledger.require()  # what cannot be charged is not drawn
             decision = await self._decide(claim)
             decided: Decided = "allowed"
         except LedgerDownError as error:

@@ -1,7 +1,8 @@
 """The ledger of record as admission sees it: with a timeout, a circuit breaker and a metric.
 
 Charges are always tried, for the work is done; look-ups are refused at once while the ledger is
-known to be away.
+known to be away. A ledger that can be read and not written, as on a full disk, is away for what has
+to be charged.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Ledger(Protocol):
     ) -> bool:
         """Appends an entry; False when it was there already."""
 
+    async def probe(self) -> None:
+        """Returns if an entry could be appended."""
+
     async def usage(
         self, account: str, period: Period, *, excluding: Collection[str] = ()
     ) -> Usage:
@@ -67,12 +71,21 @@ class GuardedLedger:
         self._ledger = ledger
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._breaker = CircuitBreaker(clock=clock)
+        self._reading = CircuitBreaker(clock=clock)
+        self._writing = CircuitBreaker(clock=clock)
 
-    @property
-    def is_failing(self) -> bool:
-        """Whether the last call failed."""
-        return self._breaker.is_failing
+    async def require(self) -> None:
+        """Returns if a charge is going to succeed, as far as that is known.
+
+        After one that failed a probe has to succeed first. Raises LedgerDownError.
+        """
+        if not self._is_failing:
+            return
+        if not self._writing.allows():
+            raise LedgerDownError("the ledger cannot be written")
+        with self._watched(self._writing):
+            async with asyncio.timeout(self._timeout_s):
+                await self._ledger.probe()
 
     async def charge(
         self,
@@ -86,7 +99,7 @@ class GuardedLedger:
         at: datetime,
     ) -> bool:
         """See `Ledger`."""
-        with self._watched():
+        with self._watched(self._writing):
             async with asyncio.timeout(self._timeout_s):
                 return await self._ledger.charge(
                     account=account,
@@ -102,27 +115,34 @@ class GuardedLedger:
         self, account: str, period: Period, *, excluding: Collection[str] = ()
     ) -> Usage:
         """See `Ledger`."""
-        if not self._breaker.allows():
+        if not self._reading.allows():
             raise LedgerDownError("the ledger is away")
-        with self._watched():
+        with self._watched(self._reading):
             async with asyncio.timeout(self._timeout_s):
                 return await self._ledger.usage(account, period, excluding=excluding)
 
+    @property
+    def _is_failing(self) -> bool:
+        return self._reading.is_failing or self._writing.is_failing
+
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, breaker: CircuitBreaker) -> Iterator[None]:
         """Counts a call; an error that is no outage, a defect of ours, passes."""
+        was_failing = self._is_failing
         try:
             yield
         except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             if not is_outage(error):
                 raise
-            if not self._breaker.is_failing:
+            if not was_failing:
                 _log.warning("the ledger does not answer", extra={"why": type(error).__name__})
-            self._breaker.failed()
+            breaker.failed()
             self._metrics.store_errors.inc()
             self._metrics.degraded.labels("ledger").set(1)
             raise LedgerDownError(type(error).__name__) from error
-        if self._breaker.is_failing:
+        self._reading.succeeded()
+        if breaker is self._writing:  # which a look-up says nothing of
+            self._writing.succeeded()
+        if was_failing and not self._is_failing:
             _log.info("the ledger answers again")
-            self._breaker.succeeded()
             self._metrics.degraded.labels("ledger").set(0)

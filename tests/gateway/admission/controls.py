@@ -33,12 +33,16 @@ FREE_OF_BALANCES = replace(WIDE, name="no balances", monthly_millicredits=None)
 
 @dataclass(kw_only=True)
 class MemoryLedger:
-    """A ledger of record in memory; `is_down` makes it fail, `is_frozen` makes it hang."""
+    """A ledger of record in memory; `is_down` makes it fail, `is_frozen` makes it hang, `is_full`
+    lets it be read alone.
+    """
 
     entries: dict[tuple[str, str, str], int] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
     is_down: bool = False
     is_frozen: bool = False
+    is_full: bool = False
+    probe_count: int = 0
 
     async def charge(
         self,
@@ -51,7 +55,7 @@ class MemoryLedger:
         model: str,
         at: datetime,
     ) -> bool:
-        await self._answer()
+        await self._append()
         key = (account, request_id, item)
         if key in self.entries:
             return False
@@ -74,6 +78,15 @@ class MemoryLedger:
             charged_millicredits=sum(entries.values()),
             granted_millicredits=self.granted.get(account, 0),
         )
+
+    async def probe(self) -> None:
+        self.probe_count += 1
+        await self._append()
+
+    async def _append(self) -> None:
+        await self._answer()
+        if self.is_full:
+            raise OperationalError("INSERT", {}, OSError("the disk is full"))
 
     async def _answer(self) -> None:
         if self.is_frozen:

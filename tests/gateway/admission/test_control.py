@@ -134,6 +134,34 @@ async def test_an_emptied_redis_is_rebuilt_while_streams_run(redis_url, redis_se
         assert sum(ledger.entries.values()) == 3 * PRICE
 
 
+async def test_while_the_ledger_can_only_be_read_nothing_is_drawn(any_store_url, ledger):
+    """As on a full disk: the first request finds out, those after it are not let in."""
+    async with running(new_store(any_store_url), ledger) as it:
+        await (await it.control.admit(request("a"))).refund()
+        ledger.is_full = True
+        lease = await it.control.admit(request("b"))
+        with pytest.raises(UnavailableError):
+            await lease.charge(0)
+        await lease.refund()
+        for number in range(10):
+            with pytest.raises(UnavailableError):
+                await it.control.admit(request(f"c{number}"))
+        assert 1 <= ledger.probe_count < 10  # the circuit breaker asks once a second
+        assert it.metric("gateway_degraded", dependency="ledger") == 1
+        ledger.is_full = False
+
+        async def is_back():
+            try:
+                await (await it.control.admit(request("d"))).refund()
+            except UnavailableError:
+                return False
+            return True
+
+        await until(is_back)
+        assert it.metric("gateway_degraded", dependency="ledger") == 0
+        await until(lambda: agrees(it.store, ledger))
+
+
 async def test_what_runs_here_is_counted_before_an_emptied_redis_decides_again(
     redis_url, redis_server, ledger
 ):
