@@ -115,7 +115,8 @@ class RunReport:
         """Forget the lines after optimizer step `step`; the run is about to write them again."""
         path = self._folder / LOSSES_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        write_atomically(path, "".join(f"{line}\n" for line in lines[:step]))
+        kept = (line for line in lines if json.loads(line)["step"] <= step)
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def write_atomically(path: Path, text: str) -> None:

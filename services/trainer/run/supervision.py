@@ -26,9 +26,10 @@ from services.trainer.run.components import Components
 from services.trainer.run.learner import Learner
 from services.trainer.run.objective import Losses
 from services.trainer.run.reading import CheckedRun
-from services.trainer.run.reporting import RunReport, StepLosses
+from services.trainer.run.reporting import LOSSES_FILE, RunReport, StepLosses
 from services.trainer.run.samples import draw_samples
 from services.trainer.run.stopping import StopFlag
+from services.trainer.run.store import CheckpointUpload
 
 CHECKPOINT_FOLDER = "checkpoints"
 LAST = "last.safetensors"
@@ -46,11 +47,12 @@ class Supervision(lightning.Callback):
         *,
         identity: Identity,
         average: WeightAverage | None,
+        upload: CheckpointUpload | None,
         report: RunReport,
         stop: StopFlag,
     ) -> None:
         self._run, self._components = run, components
-        self._identity, self._average = identity, average
+        self._identity, self._average, self._upload = identity, average, upload
         self._report, self._stop = report, stop
         self._section = run.configuration.optimization
         self._folder = run.configuration.output / CHECKPOINT_FOLDER
@@ -162,6 +164,10 @@ class Supervision(lightning.Callback):
             optimizer=_unwrapped(trainer.optimizers[0]),
             average=self._average.tensors if self._average else None,
         )
+        if self._upload is not None:
+            # First the curve: it must not end before the checkpoint beside it.
+            self._upload.submit(self._run.configuration.output / LOSSES_FILE)
+            self._upload.submit(self._folder / name)
 
 
 def _learner(module: lightning.LightningModule) -> Learner:

@@ -28,9 +28,10 @@ from services.trainer.run.export import RESULT_FOLDER, export_result
 from services.trainer.run.learner import Learner, MicroSteps
 from services.trainer.run.optimizer import optimizer_violations
 from services.trainer.run.reading import CheckedRun
-from services.trainer.run.reporting import RunReport
+from services.trainer.run.reporting import LOSSES_FILE, RunReport
 from services.trainer.run.rows import Kind, RowSource
 from services.trainer.run.stopping import StopFlag
+from services.trainer.run.store import CheckpointStore, CheckpointUpload
 from services.trainer.run.supervision import CHECKPOINT_FOLDER, LAST, SAMPLE_FOLDER, Supervision
 from services.trainer.run.violations import RefusedError, StoppedError, violation
 from services.trainer.run.weights import choose_weights, trained_parameters
@@ -76,6 +77,11 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
     world_size = configuration.device.process_count * configuration.device.node_count
     identity = Identity.of(run.fingerprint(), world_size)
     last = configuration.output / CHECKPOINT_FOLDER / LAST
+    url = configuration.checkpoint_store
+    store = None if url is None else CheckpointStore(url)
+    if store is not None and not last.is_file() and store.fetch(last):
+        store.fetch(configuration.output / LOSSES_FILE)
+        _LOGGER.info("the checkpoint comes from %s", url)
     position = read_position(last, identity)
     report.update(step_count=step_count, step=position.step if position else 0)
     components = load_components(run.base)
@@ -91,10 +97,21 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
     if position is not None:
         learner.position = position
     if learner.position.step < step_count:
+        upload = None if store is None else CheckpointUpload(store)
         supervision = Supervision(
-            run, components, identity=identity, average=average, report=report, stop=stop
+            run,
+            components,
+            identity=identity,
+            average=average,
+            upload=upload,
+            report=report,
+            stop=stop,
         )
-        _fit(configuration, learner, supervision, identity)
+        try:
+            _fit(configuration, learner, supervision, identity)
+        finally:
+            if upload is not None:
+                upload.finish()
         stop.listen()  # Lightning leaves with the signals at their defaults
     if learner.position.step < step_count:
         raise StoppedError(f"stopped after step {learner.position.step} of {step_count}")

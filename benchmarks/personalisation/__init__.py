@@ -1,0 +1,1 @@
+"""What DreamBooth teaches the embedded model, judged and shown."""
