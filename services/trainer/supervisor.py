@@ -92,6 +92,7 @@ class Supervisor:
                 self._begin(tasks, job, run)
             else:
                 await self._store.move(job.id, "cancelled" if job.cancel_requested else "queued")
+                self._changes.notify(job.id)
 
     async def _start_queued(self, tasks: asyncio.TaskGroup) -> None:
         while len(self._active) < self._max_running:

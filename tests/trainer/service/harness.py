@@ -32,12 +32,15 @@ class ToldRun:
         self.tree: dict[str, Any] = yaml.safe_load(configuration.read_text())
         self.end: asyncio.Future[RunEnd] = asyncio.get_running_loop().create_future()
         self.waiting: RunWait | None = None
+        self.deaf = False
+        """Whether it ends only when it is told."""
 
     async def ended(self) -> RunEnd:
         return await asyncio.shield(self.end)
 
     async def stop(self) -> None:
-        self.finish(143)
+        if not self.deaf:
+            self.finish(143)
 
     def say(self, **status: Any) -> None:
         plain = {
