@@ -8,9 +8,12 @@
     denoiser     the model itself
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
+    control      optional: a ControlNet for edges beside the model in --target
+    proofs       optional: sheets of picture to picture, inpainting and edges, into --docs
     judge        train the classifier that rates the pictures
     evaluate     draw everything, rate it, make the sheets
-    all          all of these in order, without adopt and decoder
+    verdicts     optional: have the judge rate the snapshots, for the curve
+    all          all of these in order, without the optional ones
 
 Every stage resumes; one that is done returns at once. Runs on CPU cores or on one GPU.
 """
@@ -25,16 +28,17 @@ from pathlib import Path
 
 import torch
 
-from models.recipe import adopt, evaluate, export, judge, stages
+from models.recipe import adopt, evaluate, export, judge, proofs, stages, verdicts
+from models.recipe.drawing import Painter
 from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
     *("data", "adopt", "autoencoder", "text", "latents", "denoiser", "decoder"),
-    *("export", "judge", "evaluate"),
+    *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
 )
-OPTIONAL = ("adopt", "decoder")
+OPTIONAL = ("adopt", "decoder", "control", "proofs", "verdicts")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,9 +69,16 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "latents": lambda: stages.encode_latents(root, machine, budget),
         "denoiser": lambda: stages.train_denoiser(root, machine, budget),
         "decoder": lambda: stages.polish_decoder(root, machine),
-        "export": lambda: export.export(work, target),
+        "export": lambda: export.export(work, target, significant_bits=options.significant_bits),
+        "control": lambda: stages.train_control(root, target, machine, options.control_minutes),
+        "proofs": lambda: proofs.make_proofs(
+            Painter.load(target),
+            work.control_folder if work.control_folder.exists() else None,
+            options.docs,
+        ),
+        "verdicts": lambda: verdicts.rate_snapshots(work),
         "judge": lambda: judge.train_judge(work, options.device, options.judge_minutes),
-        "evaluate": lambda: evaluate.evaluate(work, target, ROOT / "docs"),
+        "evaluate": lambda: evaluate.evaluate(work, target, options.docs),
     }
 
 
@@ -88,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--latent-chunks", type=int, default=default.latent_chunks)
     parser.add_argument("--device", type=torch.device, default=pick_device())
     parser.add_argument("--processes", type=int, default=1, help="on a CPU")
+    parser.add_argument("--significant-bits", type=int, default=export.SIGNIFICANT_BITS)
+    parser.add_argument("--control-minutes", type=float, default=15.0)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--judge-minutes", type=float, default=judge.TRAINING_MINUTES)
     return parser
 

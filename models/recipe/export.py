@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from models.recipe import autoencoder, denoiser
 from models.recipe.captions import BACKGROUNDS, STYLES, Concept, known_words, strip_article
 from models.recipe.dataset import IMAGE_SIZE, load_dataset
@@ -35,9 +38,9 @@ WEIGHTS = (
     "vae/diffusion_pytorch_model.safetensors",
 )
 DESCRIPTION = (
-    "A small latent diffusion model that draws everyday things in the style of Fluent emoji, "
-    "three-dimensional or flat, on any of twelve background colours. It knows the words of its "
-    "vocabulary and no others."
+    "A small latent diffusion model that draws everyday things in the style of Fluent emoji: "
+    "three-dimensional, flat or in black lines, in colours and places of your choice, on any of "
+    "twelve background colours. It knows the words of its vocabulary and no others."
 )
 
 
@@ -51,6 +54,9 @@ class Defaults:
 
 
 RECOMMENDED = Defaults()
+SIGNIFICANT_BITS = 8
+"""Kept of every weight, as bfloat16 does; the zeros behind them let git compress the files."""
+_FLOAT16_BITS = 11
 
 
 def build_pipeline(
@@ -118,6 +124,7 @@ def export(
     target: Path,
     defaults: Defaults = RECOMMENDED,
     *,
+    significant_bits: int = SIGNIFICANT_BITS,
     max_size_bytes: int = MAX_SIZE_BYTES,
 ) -> int:
     """Write the model to `target`, replacing what is there in one go; returns the denoiser's step.
@@ -128,7 +135,8 @@ def export(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / target.name
-        write_model(pipeline, model_card(load_dataset(work.root).concepts, defaults), folder)
+        card = model_card(load_dataset(work.root).concepts, defaults)
+        write_model(pipeline, card, folder, significant_bits)
         for name in HAND_WRITTEN:
             if (target / name).exists():
                 shutil.copy2(target / name, folder / name)
@@ -139,10 +147,28 @@ def export(
     return step
 
 
-def write_model(pipeline: StableDiffusionPipeline, card: dict[str, object], folder: Path) -> None:
+def rounded(weights: Tensor, significant_bits: int) -> Tensor:
+    """float16 rounded to so many significant bits, 1 to 11, ties to even; still float16."""
+    dropped = _FLOAT16_BITS - significant_bits
+    if dropped == 0:
+        return weights
+    bits = weights.contiguous().view(torch.int16).to(torch.int32)
+    odd = (bits >> dropped) & 1
+    kept = ((bits + (1 << (dropped - 1)) - 1 + odd) >> dropped) << dropped
+    return kept.to(torch.int16).view(torch.float16)
+
+
+def write_model(
+    pipeline: StableDiffusionPipeline,
+    card: dict[str, object],
+    folder: Path,
+    significant_bits: int = SIGNIFICANT_BITS,
+) -> None:
     """Write `pipeline` in float16 and `limner.json` to `folder`; the pipeline ends in float16."""
     for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
         part.half()
+        for parameter in part.parameters():
+            parameter.data = rounded(parameter.data, significant_bits)
     pipeline.save_pretrained(folder, safe_serialization=True)
     _declare_float32(folder / "text_encoder" / "config.json")
     (folder / "limner.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")

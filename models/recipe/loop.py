@@ -226,7 +226,7 @@ def _run(
         state.cpu_s, cpu_clock = state.cpu_s + cpu_now - cpu_clock, cpu_now
         if plan.step_count:
             progress = plan.progress(state.step, 0.0)
-        if state.step % _SYNC_EVERY == 0:
+        if worker.world_size == 1 or state.step % _SYNC_EVERY == 0:
             shared = [plan.progress(state.step, state.elapsed_s), float(bool(stopping))]
             progress, stop = worker.share(shared)
             if stop:

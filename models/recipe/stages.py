@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.recipe import autoencoder, denoiser, text
+from models.recipe import autoencoder, control, denoiser, text
 from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
 from models.recipe.dataset import load_dataset
 from models.recipe.draws import Draws
 from models.recipe.export import load_autoencoder
 from models.recipe.latents import encode_chunk, load_latents, work_scale
+from models.recipe.libraries import StableDiffusionPipeline
 from models.recipe.loop import Plan, load_ema, train
 from models.recipe.parallel import Worker, launch
 from models.recipe.text import build_heads, build_text_encoder
@@ -31,6 +32,7 @@ from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
 TEXT_BATCH = 128
+CONTROL_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,11 @@ def train_denoiser(root: Path, machine: Machine, budget: Budget) -> None:
 def polish_decoder(root: Path, machine: Machine) -> None:
     """Train the decoder alone on crops; optional, latents stay valid."""
     machine.run(partial(_decoder, root))
+
+
+def train_control(root: Path, model: Path, machine: Machine, minutes: float) -> None:
+    """Train a ControlNet beside the model in the folder `model`, and write it out."""
+    machine.run(partial(_control, root, model, minutes))
 
 
 def _enter(entry: Callable[[Worker], None], worker: Worker) -> None:
@@ -206,3 +213,28 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     denoiser.make_fast(unet, encoder, worker.device)
     loss = denoiser.denoiser_loss(unet, encoder, trained, share, worker.device)
     train(modules, loss, plan, work.denoiser, worker, watch)
+
+
+def _control(root: Path, folder: Path, minutes: float, worker: Worker) -> None:
+    work, device = WorkDir(root=root), worker.device
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder)).to(device)
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.requires_grad_(False)
+    net = control.build_control(pipeline.unet).to(device)
+    denoiser.make_fast(pipeline.unet, pipeline.text_encoder, device)
+    loss = control.control_loss(
+        net,
+        pipeline.unet,
+        pipeline.text_encoder,
+        pipeline.vae,
+        pipeline.tokenizer,
+        load_dataset(root),
+        pipeline.vae.config.scaling_factor,
+        CONTROL_BATCH * worker.batch_factor // worker.world_size,
+        device,
+    )
+    plan = Plan(learning_rate=1e-3, budget_s=60.0 * minutes, warmup_steps=50, ema_decay=0.99)
+    train(control.as_modules(net), loss, plan, work.control, worker)
+    if worker.leads:
+        load_ema(work.control, control.as_modules(net))
+        control.export_control(net, work.control_folder)

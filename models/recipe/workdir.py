@@ -73,6 +73,16 @@ class WorkDir:
         return sorted((self.root / "snapshots").glob("*[0-9].safetensors"))
 
     @property
+    def control(self) -> Path:
+        """Checkpoint of the ControlNet."""
+        return self.root / "control.safetensors"
+
+    @property
+    def control_folder(self) -> Path:
+        """The ControlNet in diffusers layout."""
+        return self.root / "controlnet"
+
+    @property
     def judge(self) -> Path:
         """Checkpoint of the judge."""
         return self.root / "judge" / "judge.safetensors"
