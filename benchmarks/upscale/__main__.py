@@ -4,11 +4,12 @@
     python -m benchmarks.upscale --model realesrgan-x4plus --pictures 6
     python -m benchmarks.upscale --large
 
-Limner beside what a user would write instead: the ncnn wheel and torch eager in float32, on whole
-pictures, one after the other. Each runs in a process of its own with as many threads, and all take
-turns, so that other work on the machine hits them alike: compare the columns of one run. A small
-picture is one of the smallest tenth of all pixels; its latency says how long it waits behind large
-ones. `--large` instead sends a photograph of 24 megapixels through a server and reports its memory.
+Limner, in the processor's own precision and in 8 bits, beside what a user would write instead: the
+ncnn wheel and torch eager in float32, on whole pictures, one after the other. Each runs in a
+process of its own with as many threads, and all take turns, so that other work on the machine hits
+them alike: compare the columns of one run. A small picture is one of the smallest tenth of all
+pixels; its latency says how long it waits behind large ones. `--large` instead sends a photograph
+of 24 megapixels through a server and reports its memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import Cell, json_line, table
-from benchmarks.upscale.contenders import NAMES
+from benchmarks.upscale.contenders import NAMES, OURS
 from benchmarks.upscale.large import measure_large
 from benchmarks.upscale.workload import SIZES, megapixels, pictures
 from services.graphs.selection import available_core_count
@@ -131,12 +132,12 @@ def _table(figures: Figures, concurrencies: Sequence[int]) -> str:
     for each in concurrencies:
         of = {name: figures[name][each] for name in NAMES}
         speed = {name: found["seconds_per_megapixel"] for name, found in of.items()}
-        best = min(speed[name] for name in NAMES if name != "limner")
+        best = min(speed[name] for name in NAMES if name not in OURS)
         rows.append(
             [
                 each,
                 *(f"{speed[name]:.2f}" for name in NAMES),
-                f"{best / speed['limner']:.2f}×",
+                *(f"{best / speed[name]:.2f}×" for name in OURS),
                 *(f"{of[name]['small_latency_s']:.2f}" for name in NAMES),
                 *(f"{of[name]['peak_mib']:.0f}" for name in NAMES),
             ]
@@ -144,7 +145,7 @@ def _table(figures: Figures, concurrencies: Sequence[int]) -> str:
     header = [
         "clients",
         *(f"{name} s/MP" for name in NAMES),
-        "best peer / limner",
+        *(f"best peer / {name}" for name in OURS),
         *(f"{name} small, s" for name in NAMES),
         *(f"{name} MiB" for name in NAMES),
     ]

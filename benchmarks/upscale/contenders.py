@@ -38,14 +38,20 @@ from services.upscale.weights.library import Entry
 Contender = Callable[[Sequence[UInt8Array], int], list[float]]
 """Upscales the pictures, so many at a time; seconds from arrival to end for each."""
 
-NAMES = ("limner", "ncnn", "torch")
+OURS = ("limner", "limner-int8")
+NAMES = (*OURS, "ncnn", "torch")
 
 
 def open_contender(name: str, entry: Entry, *, thread_count: int, cache_dir: Path) -> Contender:
     """Load the model and return what upscales with it."""
     match name:
         case "limner":
-            return _limner(entry, thread_count, cache_dir)
+            return _limner(entry, DeviceOptions(thread_count=thread_count, cache_dir=cache_dir))
+        case "limner-int8":
+            options = DeviceOptions(
+                thread_count=thread_count, cache_dir=cache_dir, precision="int8"
+            )
+            return _limner(entry, options)
         case "ncnn":
             return _one_by_one(_ncnn(entry, thread_count))
         case "torch":
@@ -124,8 +130,7 @@ def published_files(entry: Entry) -> tuple[Path, Path]:
     )
 
 
-def _limner(entry: Entry, thread_count: int, cache_dir: Path) -> Contender:
-    options = DeviceOptions(thread_count=thread_count, cache_dir=cache_dir)
+def _limner(entry: Entry, options: DeviceOptions) -> Contender:
     model = load_upscaler(entry, options)
     model.warm_up()
     settle_torch_threads([model])

@@ -52,6 +52,8 @@ class Calibration:
     """Names how the inputs come about, with a version: another recipe makes another graph."""
     inputs: Callable[[], Iterable[tuple[Tensor, ...]]]
     """Inputs as in use, in the order of `GraphSource.input_names`; called once, if at all."""
+    rounds_outputs: bool = True
+    """Whether what convolutions return is rounded to 8 bits as well, besides what they take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,7 +83,6 @@ class GraphSource:
     """
     calibration: Calibration | None = None
     """For 8 bits, where the operator asks for them; absent: it never computes in 8 bits."""
-
     shape_ranges: tuple[ShapeRange, ...] | None = None
     """For every input, the sizes that it may have, for runtimes that compile for some; absent: it
     cannot run on those."""

@@ -29,9 +29,10 @@ def quantizer_identity(calibration: Calibration) -> dict[str, str]:
     Raises `RuntimeMissingError` without ONNX Runtime, whose quantizer it is.
     """
     try:
-        return {"calibration": calibration.recipe, "onnxruntime": version("onnxruntime")}
+        identity = {"calibration": calibration.recipe, "onnxruntime": version("onnxruntime")}
     except PackageNotFoundError as error:
         raise RuntimeMissingError(_MISSING) from error
+    return identity if calibration.rounds_outputs else {**identity, "outputs": "unrounded"}
 
 
 def quantize(source: GraphSource, exported: Path, path: Path) -> None:
@@ -47,6 +48,7 @@ def quantize(source: GraphSource, exported: Path, path: Path) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 
+    unrounded = [] if source.calibration.rounds_outputs else ["Conv"]
     prepared = path.with_suffix(".prepared")
     with _quiet():
         shape_inference.quant_pre_process(exported, prepared, skip_symbolic_shape=True)
@@ -59,6 +61,7 @@ def quantize(source: GraphSource, exported: Path, path: Path) -> None:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": unrounded},
         )
     prepared.unlink()
 

@@ -71,6 +71,7 @@ def _load(entry: Entry, options: DeviceOptions) -> NetworkUpscaler:
         device=device,
         thread_count=options.thread_count or available_core_count(),
         store=GraphStore(options.cache_dir / "graphs"),
+        eight_bit=options.precision == "int8",
     )
     return NetworkUpscaler(
         name=entry.name,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from services.graphs.graph import DeviceName, RuntimeName
+from services.graphs.graph import DeviceName, PrecisionName, RuntimeName
 
 UInt8Array = npt.NDArray[np.uint8]
 PictureKind = Literal["photo", "illustration"]
@@ -59,6 +59,8 @@ class DeviceOptions:
 
     runtime: RuntimeName = "auto"
     device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
+    """`int8`: compact networks with 8-bit convolutions, which changes pictures a little."""
     thread_count: int | None = None
     """Threads that compute on a CPU; None: one for every core that this process may use."""
     cache_dir: Path = Path(".cache/limner")
@@ -70,7 +72,7 @@ class DeviceOptions:
 class LoadedUpscaler(Protocol):
     """A network that is ready to enlarge tiles.
 
-    Attributes may be used from any thread, methods from the device thread alone.
+    Attributes may be used from any thread, methods from the device thread alone, save `prepare`.
     """
 
     @property
@@ -142,8 +144,13 @@ class LoadedUpscaler(Protocol):
         """Enlarge tiles in 0 to 1 on the CPU; (B, 3, h × N, w × N) float32 in 0 to 1 on the CPU.
 
         A tile's result does not depend on the others in the call. `denoise_strength` is a tenth,
-        None where the default is. The first call with a new strength takes seconds.
+        None where the default is. The first call with a strength that was not prepared takes
+        seconds.
         """
+        ...
+
+    def prepare(self, denoise_strength: float | None) -> None:
+        """Get ready for a strength, which may take seconds; from any thread but the device's."""
         ...
 
     def warm_up(self) -> None:

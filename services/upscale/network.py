@@ -2,12 +2,13 @@
 
 Made by `loading`. A denoise strength is a blend of two sets of weights ("deep network
 interpolation", Wang et al. 2019), so that every strength is a graph of its own: made when it is
-first asked for, and a few are kept.
+first asked for, off the device thread on a CPU, and a few are kept.
 Shape legend: B tiles, h and w sides.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -18,6 +19,8 @@ from services.graphs.graph import Graph, GraphSource
 from services.graphs.selection import GraphOptions, open_graph
 from services.graphs.shapes import ShapeRange
 from services.upscale.architectures.recognition import build, recognise
+from services.upscale.architectures.srvgg import SrvggShape
+from services.upscale.eight_bits import balanced, drawn_calibration, unbiased
 from services.upscale.model import PictureKind, Tiling
 from services.upscale.weights.descriptor import Descriptor
 from services.upscale.weights.files import REVISION_LENGTH, weights_digest
@@ -61,6 +64,8 @@ class NetworkUpscaler:
         self._digest = "-".join(weights_digest(each)[:REVISION_LENGTH] for each in sets)
         self.revision = self._digest[:REVISION_LENGTH]
         self._graphs: OrderedDict[float | None, Graph] = OrderedDict()
+        self._lock = threading.Lock()
+        self._making = threading.Lock()
         self.runtimes: Mapping[str, str] = {
             "upscaler": self._graph(self.default_denoise_strength).runtime
         }
@@ -75,24 +80,45 @@ class NetworkUpscaler:
         larger = self._graph(denoise_strength)(tiles_B3hw.to(self.device))
         return larger.clamp_(0.0, 1.0).cpu()
 
+    def prepare(self, denoise_strength: float | None) -> None:
+        """Make the graph of a strength; on a GPU nothing, for it belongs to the device thread."""
+        if self.device == "cpu":
+            self._graph(denoise_strength)
+
     def warm_up(self) -> None:
         """Run the network on one small tile."""
         side = self.tiling.side_step * 2
         self.enlarge(torch.zeros(1, 3, side, side), self.default_denoise_strength)
 
     def _graph(self, strength: float | None) -> Graph:
-        graph = self._graphs.get(strength)
+        graph = self._found(strength)
         if graph is None:
-            graph = open_graph(self._source(strength), self._options)
+            with self._making:
+                graph = self._found(strength) or self._made(strength)
+        return graph
+
+    def _found(self, strength: float | None) -> Graph | None:
+        with self._lock:
+            if strength in self._graphs:
+                self._graphs.move_to_end(strength)
+            return self._graphs.get(strength)
+
+    def _made(self, strength: float | None) -> Graph:
+        graph = open_graph(self._source(strength), self._options)
+        with self._lock:
             self._graphs[strength] = graph
             if len(self._graphs) > _MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end(strength)
         return graph
 
     def _source(self, strength: float | None) -> GraphSource:
         revision = self._digest if strength is None else f"{self._digest}-{strength:.1f}"
-        return tiles_source(self._blended(strength), revision=revision, tiling=self.tiling)
+        return tiles_source(
+            self._blended(strength),
+            revision=revision,
+            tiling=self.tiling,
+            eight_bit=self._options.eight_bit,
+        )
 
     def _blended(self, strength: float | None) -> Mapping[str, Tensor]:
         if self._noisy_weights is None or strength is None:
@@ -103,8 +129,19 @@ class NetworkUpscaler:
         }
 
 
-def tiles_source(weights: Mapping[str, Tensor], *, revision: str, tiling: Tiling) -> GraphSource:
-    """The network of `weights` as a component: tiles (B, 3, h, w) to larger ones, unclamped."""
+def tiles_source(
+    weights: Mapping[str, Tensor], *, revision: str, tiling: Tiling, eight_bit: bool = False
+) -> GraphSource:
+    """The network of `weights` as a component: tiles (B, 3, h, w) to larger ones, unclamped.
+
+    With `eight_bit` a compact network is prepared for convolutions in 8 bits; the others, which
+    join channels of many layers, keep their precision.
+    """
+    shape = recognise(weights)
+    calibration = None
+    if eight_bit and isinstance(shape, SrvggShape):
+        weights, calibration = unbiased(balanced(weights)), drawn_calibration()
+        revision = f"{revision}-balanced"
     step, side = tiling.side_step, tiling.max_side
     sizes = ShapeRange(
         smallest=(1, 3, step, step), usual=(4, 3, side, side), largest=(_MOST_TILES, 3, side, side)
@@ -112,10 +149,11 @@ def tiles_source(weights: Mapping[str, Tensor], *, revision: str, tiling: Tiling
     return GraphSource(
         name="upscaler",
         revision=revision,
-        module=build(recognise(weights), weights),
+        module=build(shape, weights),
         input_names=("tiles",),
         example_inputs=(torch.zeros(_EXAMPLE_SHAPE),),
         dynamic_axes=(frozenset({0, 2, 3}),),
         precisions=frozenset({"float32", "bfloat16", "float16"}),
+        calibration=calibration,
         shape_ranges=(sizes,),
     )

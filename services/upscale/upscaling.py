@@ -122,6 +122,8 @@ class ImageUpscaling:
         with self._reserved(checked, model, context) as reservation:
             image = await self._decoded(request.image, checked, model)
             resolved = checked.require()
+            # A new strength is exported first: not on the device thread, where others would wait.
+            await asyncio.to_thread(model.prepare, resolved.denoise_strength)
             channel: EventChannel[JobEvent] = EventChannel()
             with (
                 channel,

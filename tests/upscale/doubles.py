@@ -61,6 +61,9 @@ class NearestUpscaler:
         self.fault(tiles_B3hw)
         return torch.nn.functional.interpolate(tiles_B3hw, scale_factor=self.scale)
 
+    def prepare(self, denoise_strength: float | None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

@@ -99,6 +99,7 @@ def test_tiles_meet_and_with_the_padding_of_upstream_do_not(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_the_large_network_meets_within_one_level_too(entries: dict[str, Entry]) -> None:
     weights, descriptor = checked_weights(entries["realesrgan-x4plus"])
     network = build(recognise(weights), weights)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import AsyncIterable
 from pathlib import Path
 
 import grpc
@@ -23,7 +25,15 @@ from services.upscale.server import choose_entries
 from services.upscale.settings import UpscaleSettings
 from services.upscale.weights.errors import WeightsMissingError
 from tests.upscale.doubles import NearestUpscaler, noise
-from tests.upscale.service.harness import GatedUpscaler, Request, picture, png, serving, until
+from tests.upscale.service.harness import (
+    GatedUpscaler,
+    Request,
+    Response,
+    picture,
+    png,
+    serving,
+    until,
+)
 from tests.upscale.tiny import srvgg_weights
 
 
@@ -119,3 +129,29 @@ def test_the_process_drains_on_sigterm_and_names_a_bad_folder(tmp_path: Path) ->
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "there is no folder" in ended.stderr
+
+
+async def test_preparing_a_new_strength_holds_no_other_request_up(tmp_path: Path) -> None:
+    prepared = threading.Event()
+
+    class SlowToPrepare(NearestUpscaler):
+        def prepare(self, denoise_strength: float | None) -> None:
+            if denoise_strength != self.default_denoise_strength:
+                prepared.wait()
+
+    model = SlowToPrepare(default_denoise_strength=0.5)
+    async with serving(tmp_path, model) as running:
+        source = png(noise(8, 8))
+        new = asyncio.ensure_future(
+            _all(running.upscale.UpscaleImage(Request(image=source, denoise_strength=0.2)))
+        )
+        for _ in range(5):
+            assert picture(await _all(running.upscale.UpscaleImage(Request(image=source))))
+        assert not new.done()
+        prepared.set()
+        assert picture(await new)
+    assert model.strengths == [0.5] * 5 + [0.2]
+
+
+async def _all(call: AsyncIterable[Response]) -> list[Response]:
+    return [response async for response in call]

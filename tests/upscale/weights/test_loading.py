@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_bare_weights_in_a_folder_describe_themselves(
         torch.save(weights if wrapper is None else {wrapper: weights}, path)
     model = load_upscaler(find_entries([tmp_path])["mine"], _TORCH)
     assert (model.name, model.family, model.scale) == ("mine", "rrdbnet", 2)
-    assert model.tiling.padding == 48
+    assert model.tiling.padding == 56
     assert model.runtimes == {"upscaler": "torch-float32"}
     larger = model.enlarge(torch.rand(2, 3, 16, 20), None)
     assert larger.shape == (2, 3, 32, 40)
@@ -145,7 +146,8 @@ def test_a_malformed_descriptor_is_named(tmp_path: Path, changes: dict[str, Any]
 
 def test_a_denoise_strength_blends_two_sets_of_weights(tmp_path: Path) -> None:
     denoising = {"file": "noisy.safetensors", "default_strength": 0.5}
-    model = load_upscaler(_described(tmp_path, denoising=denoising), _TORCH)
+    entry = _described(tmp_path, denoising=denoising)
+    model = load_upscaler(entry, _TORCH)
     assert model.default_denoise_strength == 0.5
     tile = torch.rand(1, 3, 16, 16)
     results = {strength: model.enlarge(tile, strength) for strength in (0.0, 0.5, 1.0)}
@@ -154,6 +156,11 @@ def test_a_denoise_strength_blends_two_sets_of_weights(tmp_path: Path) -> None:
     assert torch.allclose(results[1.0], clean.enlarge(tile, None), atol=1e-6)
     assert not torch.allclose(results[0.0], results[0.5])
     assert not torch.allclose(results[0.5], results[1.0])
+    thread = threading.Thread(target=model.prepare, args=(0.3,))
+    thread.start()
+    thread.join()
+    unprepared = load_upscaler(entry, _TORCH)
+    assert torch.equal(model.enlarge(tile, 0.3), unprepared.enlarge(tile, 0.3))
     for tenth in range(11):  # more strengths than graphs are kept
         model.enlarge(tile, tenth / 10)
     assert torch.equal(model.enlarge(tile, 0.5), results[0.5])
