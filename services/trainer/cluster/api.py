@@ -4,7 +4,7 @@ Objects go in and come out as plain trees. Nothing is tried again here: who call
 wait. Errors:
 
     ClusterError
-    ├── ClusterAwayError       no answer, 429 or 5xx: trying again may help
+    ├── ClusterAwayError       no answer, 401, 429 or 5xx: trying again may help
     ├── AlreadyThereError      409: the name is taken, or the object is another one by now
     ├── VersionGoneError       410: the watch's version is too old, list again
     └── ClusterRefusedError    any other refusal: a right is missing, a quota, a policy, a mistake
@@ -32,7 +32,7 @@ _Call: TypeAlias = "Callable[..., Awaitable[Any]]"
 
 _TIMEOUT_S = 30.0
 _WATCH_SLACK_S = 30.0
-_NOT_FOUND, _CONFLICT, _GONE, _TOO_MANY = 404, 409, 410, 429
+_UNAUTHORIZED, _NOT_FOUND, _CONFLICT, _GONE, _TOO_MANY = 401, 404, 409, 410, 429
 _MAX_MESSAGE = 500
 
 
@@ -202,7 +202,8 @@ def _error(status: int, message: str, retry_after: str = "") -> ClusterError:
         return AlreadyThereError(told)
     if status == _GONE:
         return VersionGoneError(told)
-    if status == _TOO_MANY or status >= 500:
+    # 401 between two tokens: the client reads the service account's anew every minute.
+    if status in (_UNAUTHORIZED, _TOO_MANY) or status >= 500:
         wish = float(retry_after) if retry_after.isdigit() else None
         return ClusterAwayError(told, retry_after_s=wish)
     return ClusterRefusedError(told)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.cluster.api import ClusterApi, ClusterError, open_api
-from services.trainer.cluster.cluster_run import ClusterRun
+from services.trainer.cluster.cluster_run import NO_UID, ClusterRun
 from services.trainer.cluster.manifests import job_selector, run_name, selector
 from services.trainer.cluster.settings import KubernetesSettings
 from services.trainer.cluster.view import ClusterView
@@ -92,7 +92,7 @@ class KubernetesBackend:
         if found is not None:
             return self._run(job, uid=found["metadata"]["uid"])
         was_here = await asyncio.to_thread(_has_begun, job)
-        return self._run(job, uid=_NO_UID) if was_here else None
+        return self._run(job, uid=NO_UID) if was_here else None
 
     async def forget(self, job_id: str) -> None:
         """Delete the Jobs of a job and, with them, their Secrets. Where that fails now the cluster
@@ -121,10 +121,6 @@ class KubernetesBackend:
             ca=cluster.ca,
             uid=uid,
         )
-
-
-_NO_UID = ""
-"""Of a Job that was there once."""
 
 
 def _has_begun(job: TrainingJob) -> bool:

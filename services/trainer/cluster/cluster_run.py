@@ -17,6 +17,7 @@ from services.trainer.cluster.api import (
     AlreadyThereError,
     ClusterApi,
     ClusterAwayError,
+    ClusterError,
     ClusterRefusedError,
 )
 from services.trainer.cluster.backoff import Backoff
@@ -34,6 +35,9 @@ from services.trainer.cluster.view import ClusterView
 from services.trainer.following import read_status
 from services.trainer.job import JobFailure, TrainingJob
 from services.trainer.run.violations import EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED
+
+NO_UID = ""
+"""Of a Job that is not there any more."""
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 10.0
@@ -89,7 +93,8 @@ class ClusterRun:
                     await backoff.pause(error)
                     continue
                 except (ClusterRefusedError, AlreadyThereError) as error:
-                    return self._refused(error)
+                    end = self._refused(error)
+                    changed.set()
                 if end is not None:
                     return end
                 backoff.reset()
@@ -99,7 +104,7 @@ class ClusterRun:
     async def _advance(self) -> RunEnd | None:
         """Do what is to be done now; the end, if this is it."""
         if self._uid is None:
-            self._uid = await self._create()
+            self._uid = await (self._find_uid() if self._stop.is_set() else self._create())
         job = await self._find()
         if job is None:
             return await asyncio.to_thread(self._end_without_job)
@@ -107,17 +112,32 @@ class ClusterRun:
         end = end_of(job, pods)
         if end is not None:
             return end
-        wait = wait_of(job, pods)
-        self._waiting = self._told(wait)
-        if wait is not None:
-            await self._create_companions(self._uid)
-        if wait is not None and self._is_overdue(wait) and wait.wait.reason is not None:
-            self._given_up = JobFailure(reason=wait.wait.reason, message=wait.wait.message)
-        if (self._given_up is not None or self._stop.is_set()) and not self._is_deleted:
+        if not self._is_to_go:
+            await self._see_to(self._uid, wait_of(job, pods))
+        if self._is_to_go and not self._is_deleted:
             with suppress(AlreadyThereError):  # the name has another Job: this one is gone
                 await self._api.delete_job(self._name, uid=self._uid)
             self._is_deleted = True
         return None
+
+    @property
+    def _is_to_go(self) -> bool:
+        return self._stop.is_set() or self._given_up is not None
+
+    async def _see_to(self, uid: str, wait: PodWait | None) -> None:
+        """Say what the run waits for, see that it has what it needs, give up where it waited long
+        enough."""
+        self._waiting = self._told(wait)
+        if wait is None:
+            return
+        await self._create_companions(uid)
+        if wait.wait.reason is not None and self._is_overdue(wait):
+            self._given_up = JobFailure(reason=wait.wait.reason, message=wait.wait.message)
+
+    async def _find_uid(self) -> str:
+        """The uid of a Job that may have been created by a call that was not answered."""
+        found = await self._api.find_job(self._name)
+        return NO_UID if found is None else str(found["metadata"]["uid"])
 
     async def _create(self) -> str:
         """Create the Job, or find the one that was created for this attempt; its uid."""
@@ -178,9 +198,13 @@ class ClusterRun:
         message = "the run is gone and left no word of how it ended; it can be resumed"
         return RunEnd(exit_code=EXIT_FAILED, failure=JobFailure(reason="LOST", message=message))
 
-    def _refused(self, error: Exception) -> RunEnd:
+    def _refused(self, error: ClusterError) -> RunEnd | None:
+        """What to make of a refusal; None: a Job is there and has to go first."""
         extra = {"job": self._job.id, "run": self._name, "why": str(error)}
         _LOGGER.error("the cluster refuses a run", extra=extra)
+        was_to_go = self._is_to_go
         message = "the cluster refused the run; the server's log has why"
-        failure = JobFailure(reason="CLUSTER_REFUSED", message=message)
-        return RunEnd(exit_code=EXIT_FAILED, failure=failure)
+        self._given_up = JobFailure(reason="CLUSTER_REFUSED", message=message)
+        if self._uid is None or was_to_go:
+            return RunEnd(exit_code=EXIT_FAILED, failure=self._given_up)
+        return None

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from services.trainer.cluster.api import (
     ClusterApi,
     ClusterAwayError,
+    ClusterRefusedError,
     Kind,
     VersionGoneError,
 )
@@ -67,6 +68,10 @@ class Watched:
                 _LOGGER.info("a watch's version is forgotten", extra={"kind": self._kind})
             except ClusterAwayError as error:
                 await backoff.pause(error)
+            except ClusterRefusedError as error:
+                extra = {"kind": self._kind, "why": str(error)}
+                _LOGGER.error("the cluster does not let this service look", extra=extra)
+                raise
 
     async def _list(self) -> None:
         listed, self._version = await self._api.list_objects(self._kind, self._selector)

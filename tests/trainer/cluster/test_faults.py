@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from limner.v1 import training_pb2
 from services.trainer.cluster.api import (
@@ -17,6 +18,7 @@ from services.trainer.cluster.api import (
     open_api,
 )
 from services.trainer.cluster.watching import Watched
+from services.trainer.server import open_trainer_server
 from tests.trainer.cluster.api_server import NAMESPACE, ApiServer, serving_api
 from tests.trainer.cluster.harness import State, cluster, seen, until
 from tests.trainer.service.harness import ALICE, create_request, upload
@@ -165,6 +167,9 @@ async def test_errors_of_the_api_are_told_apart(tmp_path: Path) -> None:
             with pytest.raises(ClusterAwayError) as away:
                 await api.find_job("a")
             assert away.value.retry_after_s == 1.0
+            server.faults.refuse_all = (401, "the token has expired")
+            with pytest.raises(ClusterAwayError):
+                await api.find_job("a")
             server.faults.refuse_all = (403, "forbidden")
             with pytest.raises(ClusterRefusedError, match="403: forbidden"):
                 await api.delete_job("a", uid=created["metadata"]["uid"])
@@ -184,3 +189,28 @@ async def test_without_a_way_to_a_cluster_there_is_no_service(tmp_path: Path) ->
     with pytest.raises(OSError, match="cannot reach Kubernetes"):
         async with open_api(NAMESPACE, None):
             pass
+
+
+async def test_a_run_is_followed_through_dropped_watches_and_forgotten_history(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with cluster(plain_model, tmp_path) as up, up.serving() as stub:
+        request = create_request(await upload(stub, photos))
+        job_id = (await stub.CreateTrainingJob(request, metadata=ALICE)).job.id
+        await seen(stub, job_id, lambda job: job.step == 3)
+        await until(lambda: up.api.drop_watches() >= 2)
+        up.end(job_id, 0)
+        await until(lambda: up.controller.exit_codes == [0])
+        up.api.forget_history()
+        await seen(stub, job_id, lambda job: job.state == State.STATE_SUCCEEDED)
+
+
+async def test_a_service_that_may_not_look_fails_and_says_so(
+    plain_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster(plain_model, tmp_path) as up:
+        up.api.faults.refuse_all = (403, "jobs is forbidden")
+        opening = open_trainer_server(up.settings, registry=CollectorRegistry())
+        async with opening as server:
+            assert isinstance(await asyncio.shield(server.failed), BaseException)
+    assert "the cluster does not let this service look" in caplog.text

@@ -222,16 +222,31 @@ async def test_a_job_that_waits_in_a_queue_of_the_cluster_is_queued_until_it_is_
         await seen(stub, job_id, _runs)
 
 
-async def test_a_cluster_that_refuses_a_run_fails_the_job_at_once(
-    plain_model: Path, photos: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["Job", "Secret"])
+async def test_a_cluster_that_refuses_a_run_fails_the_job_and_keeps_nothing_of_it(
+    plain_model: Path, photos: Path, tmp_path: Path, kind: str
 ) -> None:
     async with cluster(plain_model, tmp_path) as up:
-        up.api.faults.refuse_create["Job"] = (403, "exceeded quota: gpus")
+        up.api.faults.refuse_create[kind] = (403, "exceeded quota: gpus")
         async with up.serving() as stub:
             job_id = await _create(stub, photos)
             failed = await seen(stub, job_id, _is(State.STATE_FAILED))
+            assert not up.api.objects("Job")
     assert failed.failure_reason == Reason.TRAINING_FAILURE_REASON_CLUSTER_REFUSED
     assert "quota" not in failed.failure_message  # that is the operator's business
+
+
+async def test_a_job_that_is_cancelled_before_the_cluster_has_answered_leaves_nothing(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with cluster(plain_model, tmp_path) as up, up.serving() as stub:
+        up.api.faults.refuse_create["Job"] = (500, "not now")
+        job_id = await _create(stub, photos)
+        await seen(stub, job_id, lambda job: "not answer" in job.waiting_message)
+        request = training_pb2.CancelTrainingJobRequest(id=job_id)
+        await stub.CancelTrainingJob(request, metadata=ALICE)
+        await seen(stub, job_id, _is(State.STATE_CANCELLED))
+        assert not up.api.objects("Job")
 
 
 async def test_another_job_under_the_name_of_a_run_is_not_taken_for_it(
