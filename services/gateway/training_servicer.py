@@ -36,6 +36,7 @@ from services.runtime.errors import (
     DeadlineExceededError,
     FieldViolation,
     InvalidRequestError,
+    LimnerError,
     PermissionDeniedError,
     StateError,
     UnavailableError,
@@ -44,6 +45,7 @@ from services.runtime.errors import (
 _Context: TypeAlias = object
 _M = TypeVar("_M", bound=Message)
 
+_MAX_DISCARDED_BYTES = 512 * 2**20
 _RESUMABLE = frozenset({pb.TrainingJob.STATE_FAILED, pb.TrainingJob.STATE_CANCELLED})
 
 
@@ -81,13 +83,17 @@ class TrainingServicer:
 
     async def upload(self, payloads: AsyncIterator[bytes], _context: _Context) -> bytes:
         """Relays pictures one piece at a time; an upload counts as a request."""
-        caller, tier = self._caller()
-        question = self._free_question(caller, tier)
-        async with admitted(self._admission, question) as running:
-            response_metadata().initial.extend(running.lease.opening_metadata())
-            return await self._link.upload(
-                "UploadDataset", payloads, metadata=_metadata(), timeout_s=_remaining_s()
-            )
+        try:
+            caller, tier = self._caller()
+            question = self._free_question(caller, tier)
+            async with admitted(self._admission, question) as running:
+                response_metadata().initial.extend(running.lease.opening_metadata())
+                return await self._link.upload(
+                    "UploadDataset", payloads, metadata=_metadata(), timeout_s=_remaining_s()
+                )
+        except LimnerError:
+            await _discard_rest(payloads)
+            raise
 
     async def create(self, payload: bytes, _context: _Context) -> bytes:
         """Checks with the trainer, reserves the price of all steps, and has the job created."""
@@ -220,6 +226,15 @@ class TrainingServicer:
             artifact_millicredits=0,
             artifact_count=0,
         )
+
+
+async def _discard_rest(payloads: AsyncIterator[bytes]) -> None:
+    """Read what is still to come, within bounds: gRPC loses a refusal that overtakes the writer."""
+    size = 0
+    async for payload in payloads:
+        size += len(payload)
+        if size > _MAX_DISCARDED_BYTES:
+            return
 
 
 def _metadata() -> MetadataPairs:

@@ -29,7 +29,7 @@ async def draw(settings: SuiteSettings, prompt: str, output: Path, console: Cons
         console.print(f"gateway and diffusion server ready after {display.elapsed_s:.1f} s")
         await _generate(settings, prompt, output, console)
 
-    specs = (settings.gateway(pepper, upscales=False, trains=False), settings.diffusion())
+    specs = (settings.gateway(pepper, upscales=False), settings.diffusion())
     await run_suite(specs, settings.data.logs, body, on_stop=lambda: None)
 
 

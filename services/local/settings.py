@@ -76,14 +76,8 @@ class SuiteSettings:
         }
         return {name: f"http://{HOST}:{port}/metrics" for name, port in ports.items()}
 
-    def gateway(
-        self, pepper: str, *, upscales: bool = True, trains: bool | None = None
-    ) -> ServiceSpec:
-        """Return how the gateway is started; whether it has an upscale server and a trainer.
-
-        The trainer is there by default where it is installed.
-        """
-        trains = self.trains if trains is None else trains
+    def gateway(self, pepper: str, *, upscales: bool = True, trains: bool = False) -> ServiceSpec:
+        """Return how the gateway is started; whether it has an upscale server and a trainer."""
         ports = [self.diffusion_port, *([self.upscale_port] if upscales else [])]
         return ServiceSpec(
             name="gateway",

@@ -28,7 +28,11 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
         console.print("stopping: running requests may finish; Ctrl-C again ends them")
 
     try:
-        specs = [settings.gateway(pepper), settings.diffusion(), settings.upscale()]
+        specs = [
+            settings.gateway(pepper, trains=settings.trains),
+            settings.diffusion(),
+            settings.upscale(),
+        ]
         if settings.trains:
             specs.append(settings.trainer())
         else:

@@ -22,7 +22,7 @@ from services.runtime.errors import (
 )
 from services.storage.catalog import Catalog
 from services.trainer.changes import JobChanges
-from services.trainer.datasets import DatasetStore, Piece
+from services.trainer.datasets import MAX_DATASET_BYTES, DatasetStore, Piece
 from services.trainer.errors import IdempotencyKeyUsedError, JobStateError
 from services.trainer.job import FINAL_STATES, JobProgress, JobRequest, TrainingJob
 from services.trainer.metrics import TrainerMetrics
@@ -70,6 +70,10 @@ class Trainings:
         try:
             async for piece in pieces:
                 await asyncio.to_thread(upload.write, piece)
+        except InvalidRequestError:
+            await _discard_rest(pieces)
+            raise
+        else:
             kept = await asyncio.to_thread(upload.finish)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
@@ -230,6 +234,15 @@ class Trainings:
             class_image_cache=self._class_image_cache,
             webhooks=self._webhooks,
         )
+
+
+async def _discard_rest(pieces: AsyncIterator[Piece]) -> None:
+    """Read what is still to come, within bounds: gRPC loses a refusal that overtakes the writer."""
+    size = 0
+    async for piece in pieces:
+        size += len(piece.data)
+        if size > MAX_DATASET_BYTES:
+            return
 
 
 def _remove_files(folder: Path) -> None:

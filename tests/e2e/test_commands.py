@@ -41,7 +41,7 @@ def test_up_serves_and_leaves_nothing_behind(
         )
         assert up.poll() is None, log.read_text()
         services = psutil.Process(up.pid).children()
-        assert len(services) == 3
+        assert len(services) == 4
         line = ["generate", "a dog", "-o", "dog.png", "--address", f"{HOST}:{port}"]
         done = subprocess.run([*LIMNER, *line], cwd=folder, env=variables, timeout=60)
         assert done.returncode == 0

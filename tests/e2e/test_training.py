@@ -45,7 +45,7 @@ class TrainingSuite:
         self.diffusion = RunningService(settings.diffusion(), logs / "diffusion.log", environment)
         self.trainer = RunningService(settings.trainer(), logs / "trainer.log", environment)
         self.gateway = RunningService(
-            settings.gateway(pepper, upscales=False),
+            settings.gateway(pepper, upscales=False, trains=True),
             logs / "gateway.log",
             environment | {"LIMNER_GATEWAY_TRAINING_SETTLE_INTERVAL_S": "0.5"},
         )

@@ -1,5 +1,7 @@
 """Training through the gateway: relayed as it is, paid by the step, exactly once."""
 
+import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -155,6 +157,64 @@ async def test_a_broken_upload_is_told_as_the_trainer_tells_it(base: Path, tmp_p
         refused = await _refusal(behind.stub.UploadDataset(iter(pieces), metadata=behind.key))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "a.png" in (refused.details() or "")
+
+
+async def test_an_upload_that_is_refused_half_way_is_told_why(base: Path, tmp_path: Path) -> None:
+    def endless() -> Iterator[pb.UploadDatasetRequest]:
+        for index in range(5000):
+            yield pb.UploadDatasetRequest(file_name=f"{index}.png", data=bytes(10_000))
+
+    async with door(tmp_path, base) as behind:
+        refused = await _refusal(behind.stub.UploadDataset(endless(), metadata=behind.key))
+        assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "must be at most 100" in (refused.details() or "")
+
+
+async def test_an_upload_counts_as_a_request(base: Path, photos: Path, tmp_path: Path) -> None:
+    async with door(tmp_path, base, requests_per_minute=1, burst=1) as behind:
+        dataset = await behind.upload(photos)
+        refused = await _refusal(
+            behind.stub.CreateTrainingJob(create_request(dataset), metadata=behind.key)
+        )
+        assert reason(refused) == "RATE_LIMITED"
+        assert await _charged(behind) == 0
+
+
+async def test_twenty_creates_at_once_are_one_job_and_one_charge(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, base, monthly_millicredits=100 * WHOLE) as behind:
+        dataset = await behind.upload(photos)
+        jobs = await asyncio.gather(*(behind.create(dataset) for _ in range(20)))
+        assert len({job.id for job in jobs}) == 1
+        assert await _charged(behind) == WHOLE
+        run = await behind.runs.runs.get()
+        run.say(step=2)
+        run.finish(1)
+        await behind.end(jobs[0].id)
+        resumes = await asyncio.gather(
+            *(
+                behind.stub.ResumeTrainingJob(
+                    pb.ResumeTrainingJobRequest(id=jobs[0].id), metadata=behind.key
+                )
+                for _ in range(5)
+            ),
+            return_exceptions=True,
+        )
+        assert sum(not isinstance(each, BaseException) for each in resumes) == 1
+        assert await _charged(behind) == WHOLE
+        assert (await behind.usage()).request_count == 2
+
+
+async def test_without_the_trainer_the_answer_is_unavailable(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, base) as behind:
+        request = create_request(await behind.upload(photos))
+        await behind.trainer.grpc.drain(0)
+        refused = await _refusal(behind.stub.CreateTrainingJob(request, metadata=behind.key))
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        assert await _charged(behind) == 0
 
 
 async def test_a_key_without_the_scope_is_refused(base: Path, photos: Path, tmp_path: Path) -> None:

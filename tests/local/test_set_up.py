@@ -107,3 +107,23 @@ def test_a_picture_becomes_two_pixels_a_character() -> None:
     assert isinstance(output, io.StringIO)
     assert "38;2;255;0;0" in output.getvalue()
     assert "38;2;0;0;255" in output.getvalue()
+
+
+def test_models_that_are_folders_can_be_trained_from(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    models = f"here={tmp_path}/here, hub=owner/model,gone={tmp_path}/gone"
+    settings = plan_suite(tmp_path, port=None, models=models)
+    assert settings.trainable == f"here={tmp_path.resolve()}/here"
+    environment = settings.trainer().environment
+    assert environment["LIMNER_TRAINER_BASE_MODELS"] == settings.trainable
+    catalog = environment["LIMNER_TRAINER_CATALOG_DIR"]
+    assert settings.diffusion().environment["LIMNER_DIFFUSION_CATALOG_DIR"] == catalog
+    address = settings.gateway("pepper", trains=True).environment["LIMNER_GATEWAY_TRAINER"]
+    assert address == settings.trainer().address
+
+
+def test_without_a_trainer_the_gateway_has_none(tmp_path: Path) -> None:
+    settings = plan_suite(tmp_path, port=None, models="hub=owner/model")
+    assert not settings.trains
+    assert "LIMNER_GATEWAY_TRAINER" not in settings.gateway("pepper").environment
+    assert "trainer" not in settings.metrics_urls
