@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.timeout(600)
 _STEPS: dict[str, Any] = {"optimization": {"step_count": 30}, "checkpoint_interval": 7}
 
 
-def _start(configuration: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+def _start(configuration: Path, *options: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **variables}
     return subprocess.Popen(
         [sys.executable, "-m", "services.trainer.run", str(configuration), *options],
         env=environment,
@@ -122,3 +123,24 @@ def test_two_processes_stopped_and_resumed_end_bit_identical(
     assert _end(stopped) == 143
     assert _end(_start(tmp_path / "parts.yaml")) == 0
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+@pytest.mark.soak
+def test_two_nodes_learn_what_two_processes_learn(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    shapes = {"processes": {"process_count": 2}, "nodes": {"node_count": 2}}
+    for name, shape in shapes.items():
+        device = {"device": {"accelerator": "cpu", **shape}}
+        write_yaml(tmp_path / f"{name}.yaml", tree(plain_model, photos, tmp_path / name, **device))
+    assert _end(_start(tmp_path / "processes.yaml")) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes = [_start(tmp_path / "nodes.yaml", NODE_RANK=rank, **rendezvous) for rank in ("0", "1")]
+    assert [_end(node) for node in nodes] == [0, 0]
+    curves = [(tmp_path / name / "losses.jsonl").read_bytes() for name in shapes]
+    assert curves[0] == curves[1]
+    weights = [load_file(tmp_path / n / "checkpoints" / "last.safetensors") for n in shapes]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
