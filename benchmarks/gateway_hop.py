@@ -1,9 +1,10 @@
 """What the gateway costs: the same calls to a backend directly and through the door.
 
 `python -m benchmarks.gateway_hop`. Gateway and backend are processes of their own; the backend
-draws nothing and answers at once, so that all that is measured is the way. Calls alternate between
-the two ways, one at a time, so that both see the same machine. Reported: time to the end of the
-stream, and the CPU time that the gateway's process spent per call.
+draws nothing and answers at once, so that all that is measured is the way. Beside them is a bare
+proxy, which relays bytes with the same library and does nothing else: the least that a hop costs.
+Calls take turns between the ways, one at a time, so that all see the same machine. Reported: time
+to the end of the stream, and the processor time that the process in between spent per call.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from grpc_health.v1 import health_pb2
 from benchmarks.report import json_line, table
 from limner.v1 import artifact_pb2, generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from services.gateway.audit import Actor
+from services.gateway.backend import Relayed
 from services.gateway.key_store import KeyStore
 from services.gateway.schema import migrate
 from services.gateway.tiers import UNLIMITED_TIER
@@ -45,10 +47,12 @@ _SERVICE = "limner.v1.GenerationService"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """One of the two ways to the backend."""
+    """One of the ways to the backend."""
 
     stub: generation_pb2_grpc.GenerationServiceAsyncStub
-    metadata: Sequence[tuple[str, str]]
+    metadata: Sequence[tuple[str, str]] = ()
+    process: psutil.Process | None = None
+    """What is in between."""
 
 
 class BlankBackend(
@@ -89,11 +93,30 @@ async def serve_backend(address: str) -> int:
     return await run_until_signal(server)
 
 
+async def serve_proxy(address: str, backend: str) -> int:
+    """The bare proxy's process."""
+    async with grpc.aio.insecure_channel(backend) as channel:
+        relayed: Relayed = channel.unary_stream(f"/{_SERVICE}/GenerateImage")
+
+        async def relay(payload: bytes, context: object) -> AsyncIterator[bytes]:
+            async for event in relayed(payload):
+                yield event
+
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(relay)
+        handlers = {"GenerateImage": handler}
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+        server.add_insecure_port(address)
+        await server.start()
+        await server.wait_for_termination()
+    return 0
+
+
 async def measure(call_count: int) -> None:
-    """Starts both processes, measures, prints."""
+    """Starts the processes, measures, prints."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        backend, gateway = _free_addresses(2)
+        backend, gateway, proxy = _free_addresses(3)
         key, database = await _make_key(folder)
         await stack.enter_async_context(
             _process(["-m", "benchmarks.gateway_hop", "--serve", backend])
@@ -104,43 +127,57 @@ async def measure(call_count: int) -> None:
         process = await stack.enter_async_context(
             _process(["-m", "services.gateway"], **environment)
         )
+        bare = await stack.enter_async_context(
+            _process(["-m", "benchmarks.gateway_hop", "--serve", proxy, "--proxy-of", backend])
+        )
         ways = {
-            "direct": Way(stub=await _stub(stack, backend), metadata=()),
+            "direct": Way(stub=await _stub(stack, backend)),
             "gateway": Way(
                 stub=await _stub(stack, gateway),
                 metadata=(("authorization", f"Bearer {key}"),),
+                process=psutil.Process(process.pid),
+            ),
+            "bare_proxy": Way(
+                stub=await _stub_of_proxy(stack, proxy), process=psutil.Process(bare.pid)
             ),
         }
         results = {
-            name: await _compare(ways, sample_count, call_count, psutil.Process(process.pid))
+            name: await _compare(ways, sample_count, call_count)
             for name, sample_count in (("minimal stream", 0), ("1.5 MB artifact", 1))
         }
-    header = ("call", "direct p50 ms", "gateway p50 ms", "added p50 ms", "added p99 ms", "CPU ms")
-    print(table(header, [(name, *(f"{v:.2f}" for v in r.values())) for name, r in results.items()]))
+    header = ("call", "way", "p50 ms", "added p50 ms", "added p99 ms", "CPU ms")
+    rows = [
+        (call, way, *(f"{value:.2f}" for value in figures.values()))
+        for call, by_way in results.items()
+        for way, figures in by_way.items()
+    ]
+    print(table(header, rows))
     print(json_line("gateway_hop", {"call_count": call_count, **results}))
 
 
 async def _compare(
-    ways: dict[str, Way], sample_count: int, call_count: int, gateway: psutil.Process
-) -> dict[str, float]:
+    ways: Mapping[str, Way], sample_count: int, call_count: int
+) -> dict[str, dict[str, float]]:
+    """For each way: p50, what it adds to the direct one's p50 and p99, processor time a call."""
     request = generation_pb2.GenerateImageRequest(model=_MODEL, sample_count=sample_count)
     for _ in range(call_count // 10):
         for way in ways.values():
             await _timed_ms(way, request)
     spent_ms: dict[str, list[float]] = {name: [] for name in ways}
-    cpu_before_s = _cpu_s(gateway)
+    cpu_before_s = {name: _cpu_s(way.process) for name, way in ways.items()}
     for _ in range(call_count):
         for name, way in ways.items():
             spent_ms[name].append(await _timed_ms(way, request))
-    cpu_ms = (_cpu_s(gateway) - cpu_before_s) * 1000 / call_count
-    direct, through = (sorted(spent_ms[name]) for name in ways)
     p99 = round(0.99 * (call_count - 1))
+    direct = sorted(spent_ms["direct"])
     return {
-        "direct_p50_ms": statistics.median(direct),
-        "gateway_p50_ms": statistics.median(through),
-        "added_p50_ms": statistics.median(through) - statistics.median(direct),
-        "added_p99_ms": through[p99] - direct[p99],
-        "gateway_cpu_ms": cpu_ms,
+        name: {
+            "p50_ms": statistics.median(spent_ms[name]),
+            "added_p50_ms": statistics.median(spent_ms[name]) - statistics.median(direct),
+            "added_p99_ms": sorted(spent_ms[name])[p99] - direct[p99],
+            "cpu_ms": (_cpu_s(way.process) - cpu_before_s[name]) * 1000 / call_count,
+        }
+        for name, way in ways.items()
     }
 
 
@@ -151,7 +188,9 @@ async def _timed_ms(way: Way, request: generation_pb2.GenerateImageRequest) -> f
     return (time.perf_counter() - begin) * 1000
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def _cpu_s(process: psutil.Process | None) -> float:
+    if process is None:
+        return 0.0
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -192,6 +231,18 @@ async def _stub(
     return stub
 
 
+async def _stub_of_proxy(
+    stack: AsyncExitStack, address: str
+) -> generation_pb2_grpc.GenerationServiceAsyncStub:
+    """A stub for a server without a health service, once it listens."""
+    channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+    async with asyncio.timeout(60):
+        await channel.channel_ready()
+    stub: generation_pb2_grpc.GenerationServiceAsyncStub
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    return stub
+
+
 @asynccontextmanager
 async def _process(
     arguments: Sequence[str], **environment: str
@@ -221,7 +272,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=1000, help="calls of each kind and way")
     parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
+    parser.add_argument("--proxy-of", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.proxy_of:
+        sys.exit(asyncio.run(serve_proxy(arguments.serve, arguments.proxy_of)))
     if arguments.serve:
         sys.exit(asyncio.run(serve_backend(arguments.serve)))
     asyncio.run(measure(arguments.calls))

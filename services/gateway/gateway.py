@@ -27,6 +27,7 @@ from services.gateway.backend import LinkOptions
 from services.gateway.changes import ChangeCounter
 from services.gateway.configuration_file import FollowedFile
 from services.gateway.generation_method import GenerationMethod
+from services.gateway.group_commit import GroupedLedger
 from services.gateway.key_cache import KeyCache
 from services.gateway.key_store import KeyStore
 from services.gateway.key_uses import KeyUses
@@ -213,7 +214,7 @@ def _admission_control(
         InMemoryStore()
         if url is None
         else RedisStore(url.get_secret_value(), timeout_s=settings.redis_timeout_s),
-        ledger,
+        GroupedLedger(ledger) if ledger.engine.dialect.name == "sqlite" else ledger,
         metrics=metrics,
         replica_count=settings.replica_count,
         lease_s=settings.lease_s,

@@ -1,15 +1,19 @@
-"""No key and no prompt in any log line, metric or error, whatever happens to a request."""
+"""No key, prompt or image in any log line, metric or error, whatever happens to a request."""
 
+import base64
 import logging
 
 import grpc
 from prometheus_client import generate_latest
 
+from limner.v1 import upscale_pb2, upscale_pb2_grpc
 from services.runtime.logs import new_formatter
 from tests.gateway.admission.doors import door, finished, outcome
 from tests.gateway.fake_backend import backend
+from tests.gateway.harness import failure
 
 PROMPT = "a portrait of the minister's secret guest"
+IMAGE = b"not a picture, but what would be one"
 
 
 async def errors_of(gate, *prompts, **fields):
@@ -24,7 +28,7 @@ async def errors_of(gate, *prompts, **fields):
     return told
 
 
-async def test_neither_key_nor_prompt_reaches_a_log_a_metric_or_an_error(
+async def test_neither_key_nor_prompt_nor_image_reaches_a_log_a_metric_or_an_error(
     tmp_path, redis_url, redis_server, caplog
 ):
     caplog.set_level(logging.DEBUG)
@@ -36,6 +40,9 @@ async def test_neither_key_nor_prompt_reaches_a_log_a_metric_or_an_error(
         told += await errors_of(gate, "picture", model="no such model")
         told += await errors_of(gate, "picture", width=2000, height=1000, step_count=5)
         told += await errors_of(gate, *["picture"] * 4, width=2000, height=1000, step_count=5)
+        upscale = upscale_pb2_grpc.UpscaleServiceStub(gate.channel).UpscaleImage
+        call = upscale(upscale_pb2.UpscaleImageRequest(image=IMAGE), metadata=gate.authorization)
+        told.append(str(await failure(call)))
         forged = [("authorization", f"Bearer {gate.key[:-1]}x")]
         assert await outcome(gate.generate(metadata=forged)) == "UNAUTHENTICATED"
         redis_server.kill()
@@ -51,4 +58,6 @@ async def test_neither_key_nor_prompt_reaches_a_log_a_metric_or_an_error(
         assert key not in text
         assert key[:-8] not in text
         assert PROMPT not in text
+        for written in (IMAGE.decode(), IMAGE.hex(), base64.b64encode(IMAGE).decode()):
+            assert written not in text
         assert "acme" not in metrics
