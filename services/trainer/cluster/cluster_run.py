@@ -21,7 +21,7 @@ from services.trainer.cluster.api import (
     ClusterRefusedError,
 )
 from services.trainer.cluster.backoff import Backoff
-from services.trainer.cluster.diagnosis import PodWait, end_of, wait_of
+from services.trainer.cluster.diagnosis import DISRUPTIONS, PodWait, end_of, wait_of
 from services.trainer.cluster.manifests import (
     Manifest,
     job_manifest,
@@ -62,7 +62,7 @@ class ClusterRun:
         self._job, self._settings, self._api, self._view = job, settings, api, view
         self._name, self._output = run_name(job), Path(job.tree["output"])
         self._ca, self._uid = ca, uid
-        self._stop = asyncio.Event()
+        self._is_stopping = False
         self._changed: asyncio.Event | None = None
         self._is_deleted = False
         self._given_up: JobFailure | None = None
@@ -75,7 +75,7 @@ class ClusterRun:
 
     async def stop(self) -> None:
         """Have the Job deleted; its pods get the time to write their checkpoint first."""
-        self._stop.set()
+        self._is_stopping = True
         if self._changed is not None:
             self._changed.set()
 
@@ -104,7 +104,7 @@ class ClusterRun:
     async def _advance(self) -> RunEnd | None:
         """Do what is to be done now; the end, if this is it."""
         if self._uid is None:
-            self._uid = await (self._find_uid() if self._stop.is_set() else self._create())
+            self._uid = await (self._find_uid() if self._is_stopping else self._create())
         job = await self._find()
         if job is None:
             return await asyncio.to_thread(self._end_without_job)
@@ -122,7 +122,7 @@ class ClusterRun:
 
     @property
     def _is_to_go(self) -> bool:
-        return self._stop.is_set() or self._given_up is not None
+        return self._is_stopping or self._given_up is not None
 
     async def _see_to(self, uid: str, wait: PodWait | None) -> None:
         """Say what the run waits for, see that it has what it needs, give up where it waited long
@@ -166,15 +166,21 @@ class ClusterRun:
 
     async def _find(self) -> Manifest | None:
         """The Job; that it is gone is believed only if the cluster itself says so."""
-        job = self._view.job(self._name) or await self._api.find_job(self._name)
-        return job if job is not None and job["metadata"]["uid"] == self._uid else None
+        job = self._view.job(self._name)
+        if not self._is_own(job):
+            job = await self._api.find_job(self._name)
+        return job if self._is_own(job) else None
+
+    def _is_own(self, job: Manifest | None) -> bool:
+        return job is not None and job["metadata"]["uid"] == self._uid
 
     def _told(self, wait: PodWait | None) -> RunWait | None:
-        """What to say of a wait: what began it, until something else is wrong or it is over."""
+        """What to say of a wait. What disrupted the run stays said until it goes on, though the pod
+        that showed it is gone."""
         if wait is None:
             return None
         began = self._waiting
-        if wait.wait.reason is None and began is not None and began.reason is not None:
+        if wait.wait.reason is None and began is not None and began.reason in DISRUPTIONS:
             return began
         return wait.wait
 
@@ -190,7 +196,7 @@ class ClusterRun:
             return RunEnd(exit_code=0)
         if self._given_up is not None:
             return RunEnd(exit_code=EXIT_FAILED, failure=self._given_up)
-        if self._stop.is_set():
+        if self._is_stopping:
             return RunEnd(exit_code=EXIT_STOPPED)
         if state in ("failed", "refused"):
             return RunEnd(exit_code=EXIT_FAILED if state == "failed" else EXIT_REFUSED)

@@ -17,7 +17,10 @@ from services.trainer.cluster.manifests import CONTAINER, EXIT_KILLED, Manifest
 from services.trainer.job import FailureReason, JobFailure
 from services.trainer.run.violations import EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED
 
-_DISRUPTIONS: Mapping[str, FailureReason] = MappingProxyType(
+DISRUPTIONS: frozenset[FailureReason] = frozenset({"EVICTED", "PREEMPTED", "NODE_LOST"})
+"""What sends a run elsewhere without ending it."""
+
+_CONDITIONS: Mapping[str, FailureReason] = MappingProxyType(
     {
         "PreemptionByScheduler": "PREEMPTED",
         "EvictionByEvictionAPI": "EVICTED",
@@ -147,7 +150,7 @@ def _end_of_pod(pod: Manifest) -> RunEnd:
     """How a pod that failed ended. What disrupted it matters more than how its process took it."""
     if _is_disrupted(pod):
         why = _conditions(pod)["DisruptionTarget"].get("reason", "")
-        return _failed(_DISRUPTIONS.get(why, "EVICTED"))
+        return _failed(_CONDITIONS.get(why, "EVICTED"))
     for status in _container_statuses(pod):
         terminated = status.get("state", {}).get("terminated")
         if terminated is None:
