@@ -1,1 +1,1 @@
-"""Where state is kept: databases today, blobs and the model catalog when a service needs them."""
+"""Where state is kept: SQL databases, and the catalogue of trained models."""

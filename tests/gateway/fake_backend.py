@@ -51,6 +51,8 @@ class FakeBackend(
     artifact_bytes: int = 1000
     draining: bool = False
     credentials: grpc.ServerCredentials | None = None
+    trained: dict[str, Sequence[str]] = field(default_factory=dict)
+    """Models by the account that trained them."""
     calls: list[Seen] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
     server: GrpcServer | None = None
@@ -94,6 +96,10 @@ class FakeBackend(
 
     async def ListModels(self, request: object, context: object) -> model_pb2.ListModelsResponse:
         models = [model_pb2.Model(name=name, revision=self.revision) for name in self.models]
+        models += [
+            model_pb2.Model(name=name, base_model=name.partition("@")[0])
+            for name in self.trained.get(current_request().account, ())
+        ]
         return model_pb2.ListModelsResponse(models=models)
 
     async def GenerateImage(

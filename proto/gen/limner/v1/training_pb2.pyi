@@ -212,7 +212,7 @@ class TrainingJob(_message.Message):
     step: _builtins.int
     """Optimizer steps done."""
     step_count: _builtins.int
-    """Optimizer steps in all; 0 until it runs."""
+    """Optimizer steps in all."""
     base_model: _builtins.str
     """Model that it starts from."""
     dataset_id: _builtins.str
