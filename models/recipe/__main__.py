@@ -1,6 +1,7 @@
 """`python -m models.recipe STAGE`: makes the embedded model, from drawings to the shipped folder.
 
     data         fetch the drawings, pose them, learn the tokenizer
+    pack         optional: all drawings in one file, for a machine without network
     adopt        optional: start from the weights of the model in --target
     autoencoder  pictures to latents and back
     text         what captions mean
@@ -35,10 +36,10 @@ from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("data", "adopt", "autoencoder", "text", "latents", "denoiser", "decoder"),
+    *("data", "pack", "adopt", "autoencoder", "text", "latents", "denoiser", "decoder"),
     *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
 )
-OPTIONAL = ("adopt", "decoder", "control", "proofs", "verdicts")
+OPTIONAL = ("pack", "adopt", "decoder", "control", "proofs", "verdicts")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,6 +64,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     )
     return {
         "data": lambda: stages.prepare_data(root),
+        "pack": lambda: stages.pack_drawings(root),
         "adopt": lambda: adopt.adopt(target, work),
         "autoencoder": lambda: stages.train_autoencoder(root, machine, budget),
         "text": lambda: stages.train_text(root, machine, budget),

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.recipe.captions import STYLES, Concept, load_concepts
-from models.recipe.sources import EMOJIBASE, Drawings, fetch, hexcodes_by_label
+from models.recipe.pack import Artist, unpacked
+from models.recipe.workdir import WorkDir
 
 SOURCE_SIZE = 256
 IMAGE_SIZE = 128
@@ -106,19 +107,27 @@ def load_dataset(work_dir: Path) -> Dataset:
     return Dataset(concepts=concepts, drawings=drawings, views=views)
 
 
+def find_artist(work: WorkDir) -> Artist:
+    """Draws from the packed file if there is one, else from packages, fetched if need be."""
+    if work.drawings.exists():
+        return unpacked(work.drawings)
+    # Rasterising and fetching are for the machine that has them.
+    from models.recipe.sources import fetched
+
+    return fetched(work.root / "raw")
+
+
 def build_views(work_dir: Path, view_count: int = VIEW_COUNT, seed: int = 0) -> None:
     """Fetch, decode and pose every drawing; writes `views.npy` and `views.json`."""
-    raw_dir = work_dir / "raw"
     concepts = load_concepts()
-    hexcodes = hexcodes_by_label(fetch(EMOJIBASE, raw_dir))
-    art = Drawings(raw_dir)
+    draw = find_artist(WorkDir(root=work_dir))
     random = Random(seed)
     drawings = [(index, style) for index in range(len(concepts)) for style in STYLES]
     shape = (len(drawings), view_count, 4, IMAGE_SIZE, IMAGE_SIZE)
     partial = work_dir / "views.partial.npy"
     views = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
     for place, (concept_index, style) in enumerate(drawings):
-        rgba = art.rgba(style, hexcodes[concepts[concept_index].label], SOURCE_SIZE)
+        rgba = draw(style, concepts[concept_index].label, SOURCE_SIZE)
         views[place] = draw_views(rgba, view_count, random)
     views.flush()
     os.replace(partial, work_dir / "views.npy")

@@ -20,6 +20,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from models.recipe.pack import Artist
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Package:
@@ -159,6 +161,13 @@ class Drawings:
     def _path_3d(self, hexcode: str) -> Path | None:
         paths = (self._assets_3d / f"{spelling}.webp" for spelling in _spellings(hexcode))
         return next((path for path in paths if path.exists()), None)
+
+
+def fetched(raw_dir: Path) -> Artist:
+    """Draws from the packages, fetching them if need be; KeyError for what they lack."""
+    hexcodes = hexcodes_by_label(fetch(EMOJIBASE, raw_dir))
+    art = Drawings(raw_dir)
+    return lambda style, label, side: art.rgba(style, hexcodes[label], side)
 
 
 def rasterise(svg_body: str, view_size: int, size: int) -> Image.Image:

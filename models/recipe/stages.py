@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,13 @@ from torch import nn
 from models.recipe import autoencoder, control, denoiser, text
 from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
-from models.recipe.dataset import load_dataset
+from models.recipe.dataset import find_artist, load_dataset
 from models.recipe.draws import Draws
 from models.recipe.export import load_autoencoder
 from models.recipe.latents import encode_chunk, load_latents, work_scale
 from models.recipe.libraries import StableDiffusionPipeline
 from models.recipe.loop import Plan, load_ema, train
+from models.recipe.pack import pack
 from models.recipe.parallel import Worker, launch
 from models.recipe.text import build_heads, build_text_encoder
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
@@ -75,6 +76,12 @@ def prepare_data(root: Path) -> None:
     work = WorkDir(root=root)
     if not work.tokenizer.exists():
         train_tokenizer(load_concepts(), work.tokenizer)
+
+
+def pack_drawings(root: Path) -> None:
+    """Write all drawings to one file."""
+    work = WorkDir(root=root)
+    pack(work, load_concepts(), find_artist(work))
 
 
 def train_autoencoder(root: Path, machine: Machine, budget: Budget) -> None:
@@ -184,13 +191,21 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     if work.start.exists():
         load_ema(work.start, modules)
     load_ema(work.text, {"text": encoder})
-    encoded, scale = load_latents(dataset, work.latent_chunks), work_scale(work)
-    trained, kept_back = (
-        Draws(encoded, dataset, tokenizer, scale, caption_count=captions, held_out=held_out).to(
-            worker.device
+    scale = work_scale(work)
+
+    def draws(chunks: Sequence[Path], caption_count: int, *, held_out: bool) -> Draws:
+        encoded = load_latents(dataset, chunks)
+        made = Draws(
+            encoded, dataset, tokenizer, scale, caption_count=caption_count, held_out=held_out
         )
-        for captions, held_out in ((training.caption_count, False), (1, True))
-    )
+        return made.to(worker.device)
+
+    # Measured on the first chunk, whatever is encoded later.
+    measured = {
+        "trained": draws(work.latent_chunks[:1], training.caption_count, held_out=False),
+        "held_out": draws(work.latent_chunks[:1], 1, held_out=True),
+    }
+    everything = draws(work.latent_chunks, training.caption_count, held_out=False)
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,
@@ -204,14 +219,14 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
         work,
         unet,
         encoder,
-        {"trained": trained, "held_out": kept_back},
+        measured,
         worker,
         batch=training.batch,
         snapshot_every=training.snapshot_every,
     )
     share = training.batch // worker.world_size
     denoiser.make_fast(unet, encoder, worker.device)
-    loss = denoiser.denoiser_loss(unet, encoder, trained, share, worker.device)
+    loss = denoiser.denoiser_loss(unet, encoder, everything, share, worker.device)
     train(modules, loss, plan, work.denoiser, worker, watch)
 
 

@@ -15,6 +15,11 @@ class WorkDir:
 
     root: Path
 
+    @property
+    def drawings(self) -> Path:
+        """All drawings in one file, if they were packed."""
+        return self.root / "drawings.zip"
+
     def autoencoder(self, phase: int) -> Path:
         """Checkpoint of one phase of the autoencoder's training, counted from 1."""
         return self.root / f"autoencoder-{phase}.safetensors"

@@ -15,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.recipe.dataset import IMAGE_SIZE, composite, draw_views, load_dataset
+from models.recipe.captions import load_concepts
+from models.recipe.dataset import IMAGE_SIZE, composite, draw_views, find_artist, load_dataset
+from models.recipe.pack import pack
 from models.recipe.sources import FLUENT_3D, Package, rasterise, resize_premultiplied, unpack
+from models.recipe.workdir import WorkDir
 from tests.models.tiny import write_views
 
 RED = (255, 0, 0, 255)
@@ -74,6 +77,23 @@ def test_compositing_shows_the_background_where_nothing_is() -> None:
     assert pixels[:, 0, 0].tolist() == [100, 0, 0]
     assert pixels[:, 0, 1].tolist() == [100, 25, 127]
     assert pixels[:, 1, 1].tolist() == [0, 51, 255]
+
+
+def test_packed_drawings_come_back(tmp_path: Path) -> None:
+    def draw(style: str, label: str, side: int) -> np.ndarray:
+        picture = np.zeros((side, side, 4), np.uint8)
+        picture[side // 4 : -side // 4, side // 4 : -side // 4] = (len(label), 0, 200, 255)
+        return picture if style == "line" else picture[:, ::-1]
+
+    work, concepts = WorkDir(root=tmp_path), load_concepts()[:2]
+    pack(work, concepts, draw)
+    artist = find_artist(work)
+    again = artist("line", "red apple", 192)
+    assert (again == draw("line", "red apple", 192)).all()
+    solid = artist("3d", "green apple", 64)[24:40, 24:40].astype(int)
+    assert np.abs(solid - (len("green apple"), 0, 200, 255)).max() < 12
+    with pytest.raises(KeyError):
+        artist("3d", "no such thing", 64)
 
 
 def test_views_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
