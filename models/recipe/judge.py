@@ -28,7 +28,7 @@ from models.recipe.spoilers import SPOILERS, blur
 from models.recipe.workdir import WorkDir
 
 TRAINING_MINUTES = 90.0
-BATCH = 32
+BATCH = 128
 PAINTED_SHARE = 0.15
 SPOILED_SHARE = 0.35
 WHITE_SHARE = 0.6
