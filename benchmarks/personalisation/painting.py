@@ -26,7 +26,7 @@ class Painter:
         # diffusers' constructors have no types.
         pipeline_class: Any = diffusers.StableDiffusionPipeline
         scheduler_class: Any = diffusers.DDIMScheduler
-        self._pipeline = pipeline_class.from_pretrained(folder)
+        self._pipeline = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32)
         self._pipeline.scheduler = scheduler_class.from_config(self._pipeline.scheduler.config)
         self._pipeline.set_progress_bar_config(disable=True)
 

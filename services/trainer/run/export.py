@@ -144,6 +144,8 @@ def _write_model(run: CheckedRun, components: Components, folder: Path) -> None:
         dtype = _stored_dtype(next((base / part).glob("*.safetensors")))
         saved: Any = module.to("cpu", dtype)
         saved.save_pretrained(folder / part, safe_serialization=True)
+        # Libraries compute in the type that it names, which need not be the one stored.
+        shutil.copy2(base / part / "config.json", folder / part / "config.json")
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     for part in ("safety_checker", "feature_extractor", "image_encoder"):
         if part in index:

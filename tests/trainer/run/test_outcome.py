@@ -71,6 +71,8 @@ def test_a_full_run_changes_unet_and_text_encoder_and_not_the_autoencoder(
     ):
         before, after = load_file(emoji_like_model / part / file), load_file(model / part / file)
         assert before.keys() == after.keys()
+        config = f"{part}/config.json"
+        assert (model / config).read_bytes() == (emoji_like_model / config).read_bytes()
         assert changes is any(not torch.equal(before[name], after[name]) for name in before)
     assert "sks" in json.loads((model / "limner.json").read_text())["words"]
 
