@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import signal
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _started(work / "whole.yaml") as process:
             assert process.wait() == 0, "the uninterrupted run failed"
         done = _interrupt(work / "interrupted.yaml", folders["interrupted"], options)
+        # Otherwise the code changed in the meantime, and nothing is compared.
+        first, second = (_fingerprint(folder) for folder in folders.values())
+        assert first == second, "the two runs did not have the same resolved configuration"
         digests = {name: _digests(folder) for name, folder in folders.items()}
     equal = {part: digests["whole"][part] == digests["interrupted"][part] for part in _FILES}
     print(
@@ -144,6 +148,11 @@ def _started(configuration: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
             print(log.read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr)
             raise
+
+
+def _fingerprint(folder: Path) -> str:
+    facts = json.loads((folder / "result" / "run.json").read_text(encoding="utf-8"))
+    return str(facts["fingerprint"])
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from benchmarks.personalisation.prompts import Order
 from benchmarks.personalisation.subject import PHOTOGRAPHS, Pixels, draw_subject
 
 _MAX_BYTES = 150_000
-_SIDE, _LABEL_WIDTH, _HEAD = 112, 132, 30
+_SIDE, _LABEL_WIDTH, _HEAD = 112, 132, 42
 # What a column shows: prompt group, background, seed, concept.
 _COLUMNS: tuple[tuple[str, str, int, str | None], ...] = (
     ("subject", "white", 0, None),
