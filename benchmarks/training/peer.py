@@ -41,7 +41,7 @@ class Peer:
         self._case, self._workload = case, workload
         self._type = _TYPES[case.precision]
         self._tokenizer = transformers.CLIPTokenizer.from_pretrained(base / "tokenizer")
-        self._text = transformers.CLIPTextModel.from_pretrained(
+        self._text: Any = transformers.CLIPTextModel.from_pretrained(
             base / "text_encoder", dtype=torch.float32
         )
         self._vae = library.AutoencoderKL.from_pretrained(base / "vae")
@@ -87,7 +87,7 @@ class Peer:
             subject, other = predicted.float().chunk(2)
             target, other_target = noise.float().chunk(2)
             loss = F.mse_loss(subject, target) + F.mse_loss(other, other_target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ waiting differs.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -43,6 +44,8 @@ from services.client.upscale_request import (
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class Client:
@@ -211,7 +214,11 @@ class Client:
 
     def close(self) -> None:
         """Close the connection and cancel what still runs on it."""
-        self._channel.close()
+        # An interrupt between the start of a call and that of grpc's thread for it leaves a call
+        # that nobody ends, and grpcio 1.81 would wait for that one for good.
+        closing = threading.Thread(target=self._channel.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_TIMEOUT_S)
 
     def _call(
         self,

@@ -45,6 +45,20 @@ def test_close_from_another_thread_wakes_the_reader(server: ScriptedServer, clie
     assert server.ended.wait(10)
 
 
+def test_an_interrupt_while_a_call_starts_ends_the_client(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_state: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+    monkeypatch.setattr("services.client.client._CLOSE_TIMEOUT_S", 0.2)
+    server.generate = endless
+
+    with pytest.raises(KeyboardInterrupt), Client(server.address) as client:
+        client.generate("a dog")
+
+
 def test_close_during_the_wait_before_a_retry_ends_it(server: ScriptedServer) -> None:
     failed = threading.Event()
 
