@@ -74,7 +74,6 @@ def test_reflection_lists_what_the_gateway_serves(suite: RunningSuite) -> None:
         "limner.v1.ModelService",
         "limner.v1.AccountService",
         "limner.v1.AdminService",
-        "limner.v1.TrainingService",
         "limner.v1.UpscaleService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
