@@ -1,7 +1,7 @@
 """Puts the convolutions of an exported graph into 8 bits, which a processor multiplies faster.
 
 Called by the store. Weights are scaled by output channel, activations by the range that they have
-on the calibration's inputs; all else keeps its precision. Twice the arithmetic rate where the
+on the calibration's inputs; all else keeps its precision. Faster where the
 processor has VNNI, at the cost of an error that has to be measured model by model.
 """
 
