@@ -13,7 +13,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.recipe import autoencoder, denoiser
 from models.recipe.libraries import AutoencoderTiny, UNet2DConditionModel
-from models.recipe.loop import Plan, State
+from models.recipe.plan import Plan
+from models.recipe.state import State
 from models.recipe.text import build_text_encoder
 from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir

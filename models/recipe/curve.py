@@ -16,8 +16,8 @@ from transformers import CLIPTextModel
 from models.recipe.denoiser import Noising
 from models.recipe.draws import Draws
 from models.recipe.libraries import UNet2DConditionModel
-from models.recipe.loop import State
 from models.recipe.parallel import Worker
+from models.recipe.state import State
 from models.recipe.workdir import WorkDir
 
 EXAMPLE_COUNT = 256

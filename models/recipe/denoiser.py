@@ -41,12 +41,12 @@ class Training:
 
 
 ON_CPU = Training(
-    batch=32,
-    learning_rate=8e-4,
+    batch=64,
+    learning_rate=1e-3,
     ema_decay=0.999,
     cooldown=0.2,
     caption_count=8,
-    watch_every=500,
+    watch_every=250,
     snapshot_every=100_000,
 )
 ON_GPU = Training(

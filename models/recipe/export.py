@@ -25,7 +25,7 @@ from models.recipe.captions import BACKGROUNDS, STYLES, Concept, known_words, st
 from models.recipe.dataset import IMAGE_SIZE, load_dataset
 from models.recipe.latents import work_scale
 from models.recipe.libraries import AutoencoderTiny, StableDiffusionPipeline
-from models.recipe.loop import load_ema
+from models.recipe.state import load_ema
 from models.recipe.text import build_text_encoder
 from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir

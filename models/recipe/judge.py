@@ -22,9 +22,11 @@ from models.recipe.captions import BACKGROUNDS, OBJECT_COLOURS
 from models.recipe.colours import natural_colour, paint
 from models.recipe.dataset import VIEW_COUNT, Dataset, composite, ink, load_dataset
 from models.recipe.export import load_autoencoder
-from models.recipe.loop import LossFunction, Plan, load_ema, train
+from models.recipe.loop import LossFunction, train
 from models.recipe.parallel import Worker
+from models.recipe.plan import Plan
 from models.recipe.spoilers import SPOILERS, blur
+from models.recipe.state import load_ema
 from models.recipe.workdir import WorkDir
 
 TRAINING_MINUTES = 90.0

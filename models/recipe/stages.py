@@ -25,9 +25,11 @@ from models.recipe.draws import Draws
 from models.recipe.export import load_autoencoder
 from models.recipe.latents import encode_chunk, load_latents, work_scale
 from models.recipe.libraries import StableDiffusionPipeline
-from models.recipe.loop import Plan, load_ema, train
+from models.recipe.loop import train
 from models.recipe.pack import pack
 from models.recipe.parallel import Worker, launch
+from models.recipe.plan import Plan
+from models.recipe.state import load_ema
 from models.recipe.text import build_heads, build_text_encoder
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
@@ -212,6 +214,7 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
         budget_s=60.0 * budget.denoiser_minutes if on_gpu else None,
         cooldown=training.cooldown,
         ema_decay=training.ema_decay,
+        muon=True,
         save_every_s=240.0,
         watch_every=training.watch_every,
     )

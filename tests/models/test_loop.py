@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.recipe.loop import LossFunction, Plan, load_ema, train
+from models.recipe.loop import LossFunction, train
+from models.recipe.plan import Plan
+from models.recipe.state import load_ema
 from tests.models.tiny import WORKER
 
 PLAN = Plan(learning_rate=1e-2, step_count=40, warmup_steps=5)
@@ -37,24 +40,28 @@ def toy_loss(modules: dict[str, nn.Module], *, stop_at: int = 0) -> LossFunction
     return loss
 
 
-def test_a_run_cut_off_by_sigterm_ends_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, muon=True)], ids=["adamw", "muon"])
+def test_a_run_cut_off_by_sigterm_ends_bit_identical(tmp_path: Path, plan: Plan) -> None:
     whole = toy()
-    expected = train(whole, toy_loss(whole), PLAN, tmp_path / "whole.safetensors", WORKER)
+    expected = train(whole, toy_loss(whole), plan, tmp_path / "whole.safetensors", WORKER)
 
     before, checkpoint = toy(), tmp_path / "cut.safetensors"
     with pytest.raises(SystemExit) as stopped:
-        train(before, toy_loss(before, stop_at=13), PLAN, checkpoint, WORKER)
+        train(before, toy_loss(before, stop_at=13), plan, checkpoint, WORKER)
     assert stopped.value.code == 143
     after = toy()
-    resumed = train(after, toy_loss(after), PLAN, checkpoint, WORKER)
+    resumed = train(after, toy_loss(after), plan, checkpoint, WORKER)
 
     assert resumed.step == expected.step == 40
     for key, parameter in expected.parameters.items():
         assert torch.equal(parameter, resumed.parameters[key])
         assert torch.equal(expected.ema[key], resumed.ema[key])
-        moments = expected.optimizer.state[parameter]
-        again = resumed.optimizer.state[resumed.parameters[key]]
-        assert torch.equal(moments["exp_avg_sq"], again["exp_avg_sq"])
+        moments, again = (
+            next(o.state[s.parameters[key]] for o in s.optimizers if s.parameters[key] in o.state)
+            for s in (expected, resumed)
+        )
+        for name in moments.keys() - {"step"}:
+            assert torch.equal(moments[name], again[name])
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
@@ -66,6 +73,13 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
     assert torch.equal(
         again["toy"].state_dict()["0.weight"], modules["toy"].state_dict()["0.weight"]
     )
+
+
+def test_a_run_goes_on_with_another_optimizer(tmp_path: Path) -> None:
+    modules, checkpoint = toy(), tmp_path / "run.safetensors"
+    train(modules, toy_loss(modules), PLAN, checkpoint, WORKER)
+    longer = replace(PLAN, step_count=60, muon=True)
+    assert train(toy(), toy_loss(modules), longer, checkpoint, WORKER).step == 60
 
 
 def test_training_lowers_the_loss_and_the_average_follows(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from models.recipe import denoiser, stages
 from models.recipe.adopt import adopt, transplant
 from models.recipe.curve import Curve
 from models.recipe.heldout import held_out_pairs
-from models.recipe.loop import Plan, State, load_ema
 from models.recipe.parallel import Worker
+from models.recipe.plan import Plan
+from models.recipe.state import State, load_ema
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 from tests.models.tiny import CONCEPTS, write_views, write_work_dir

@@ -17,8 +17,9 @@ from models.recipe.captions import load_concepts
 from models.recipe.dataset import IMAGE_SIZE, Dataset, load_dataset
 from models.recipe.judge import Judge
 from models.recipe.latents import encode_chunk
-from models.recipe.loop import Plan, State
 from models.recipe.parallel import Worker
+from models.recipe.plan import Plan
+from models.recipe.state import State
 from models.recipe.text import as_modules as text_modules
 from models.recipe.text import build_heads, build_text_encoder
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer

@@ -1,0 +1,84 @@
+"""Muon: momentum whose every matrix is made orthogonal before it is applied.
+
+Called by `loop` for the weights inside a network; embeddings, norms and biases stay with AdamW.
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; the factor that gives updates
+AdamW's size, so that both share one rate, is of Liu et al. 2025, "Muon is scalable for LLM
+training". Unlike `torch.optim.Muon` it takes convolutions, as matrices of output channels by all
+else. Legend: K matrices of one shape, M rows, N columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_ITERATION_COUNT = 5
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ADAMW_SIZE = 0.2
+"""Root mean square of AdamW's typical update, in units of its rate."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, made orthogonal; decoupled weight decay. State: `momentum`."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Raise ValueError for a parameter that is no matrix and no convolution."""
+        parameters = list(parameters)
+        if any(parameter.ndim < 2 for parameter in parameters):
+            raise ValueError("Muon takes parameters of two dimensions or more")
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply the gradients; `closure` is not supported."""
+        for group in self.param_groups:
+            alike: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike[parameter.flatten(1).shape].append(parameter)
+            for shape, parameters in alike.items():
+                updates = [self._momentum(p, group["momentum"]).flatten(1) for p in parameters]
+                size = _ADAMW_SIZE * max(shape) ** 0.5
+                for parameter, update in zip(
+                    parameters, orthogonalize(torch.stack(updates)), strict=True
+                ):
+                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * size)
+
+    def _momentum(self, parameter: nn.Parameter, decay: float) -> Tensor:
+        """Nesterov's look ahead of the moving average of gradients."""
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - decay)
+        return gradient.lerp(momentum, decay)
+
+
+def orthogonalize(matrices_KMN: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+
+    Five quintic Newton-Schulz iterations in bfloat16; the answer is float32.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrices_KMN.bfloat16()
+    is_tall = x.shape[-2] > x.shape[-1]
+    if is_tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(_ITERATION_COUNT):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    orthogonal: Tensor = x.mT if is_tall else x
+    return orthogonal.float()
