@@ -68,8 +68,7 @@ def _by_model(
     files = published_files(entry)
     for name, picture in small.items():
         planes = picture.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-        larger = model.enlarge(torch.from_numpy(planes)[None], None)[0].numpy()
-        ours[name] = _pixels(larger)
+        ours[name] = model.enlarge(torch.from_numpy(planes)[None], None)[0].numpy()
         reference[name] = _pixels(run_ncnn(*files, planes, thread_count=options.threads))
     return {entry.name: ours, f"{entry.name} (ncnn)": reference}
 

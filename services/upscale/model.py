@@ -141,7 +141,7 @@ class LoadedUpscaler(Protocol):
         ...
 
     def enlarge(self, tiles_B3hw: Tensor, denoise_strength: float | None) -> Tensor:
-        """Enlarge tiles in 0 to 1 on the CPU; (B, 3, h × N, w × N) float32 in 0 to 1 on the CPU.
+        """Enlarge tiles in 0 to 1 on the CPU; (B, h × N, w × N, 3) uint8 on the CPU.
 
         A tile's result does not depend on the others in the call. `denoise_strength` is a tenth,
         None where the default is. The first call with a strength that was not prepared takes

@@ -3,7 +3,7 @@
 Made by `loading`. A denoise strength is a blend of two sets of weights ("deep network
 interpolation", Wang et al. 2019), so that every strength is a graph of its own: made when it is
 first asked for, off the device thread on a CPU, and a few are kept.
-Shape legend: B tiles, h and w sides.
+Shape legend: B tiles, h and w sides, H and W those of the enlarged tiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.graphs.graph import Graph, GraphSource
 from services.graphs.selection import GraphOptions, open_graph
@@ -27,6 +27,8 @@ from services.upscale.weights.files import REVISION_LENGTH, weights_digest
 
 _MAX_GRAPHS = 4
 _EXAMPLE_SHAPE = (2, 3, 64, 48)
+_OUTPUT = "levels"
+"""Names what `_Pixels` does: graphs that were exported with another are not taken for these."""
 _CUDA_BATCH_PIXELS = 8 * 512 * 512
 _MOST_TILES = 16
 """Tiles that an engine takes at once."""
@@ -77,8 +79,7 @@ class NetworkUpscaler:
 
     def enlarge(self, tiles_B3hw: Tensor, denoise_strength: float | None) -> Tensor:
         """Enlarge tiles, see `LoadedUpscaler`."""
-        larger = self._graph(denoise_strength)(tiles_B3hw.to(self.device))
-        return larger.clamp_(0.0, 1.0).cpu()
+        return self._graph(denoise_strength)(tiles_B3hw.to(self.device)).cpu()
 
     def prepare(self, denoise_strength: float | None) -> None:
         """Make the graph of a strength; on a GPU nothing, for it belongs to the device thread."""
@@ -129,10 +130,28 @@ class NetworkUpscaler:
         }
 
 
+class _Pixels(nn.Module):
+    """A network whose result is rounded to levels of 255 where it is computed, with all threads.
+
+    What leaves the graph is a quarter in size, and what is left to the assembly is to copy rows.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tiles_B3hw: Tensor) -> Tensor:
+        """Return finished pixels; 0.5 is added because a cast rounds down."""
+        larger_B3HW: Tensor = self.network(tiles_B3hw)
+        levels = larger_B3HW.float().clamp(0.0, 1.0) * 255.0 + 0.5
+        # The cast comes last: TensorRT knows 8 bits as an output alone.
+        return levels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
 def tiles_source(
     weights: Mapping[str, Tensor], *, revision: str, tiling: Tiling, eight_bit: bool = False
 ) -> GraphSource:
-    """The network of `weights` as a component: tiles (B, 3, h, w) to larger ones, unclamped.
+    """The network of `weights` as a component: tiles (B, 3, h, w) to uint8 ones (B, H, W, 3).
 
     With `eight_bit` a compact network is prepared for convolutions in 8 bits; the others, which
     join channels of many layers, keep their precision.
@@ -148,8 +167,8 @@ def tiles_source(
     )
     return GraphSource(
         name="upscaler",
-        revision=revision,
-        module=build(shape, weights),
+        revision=f"{revision}-{_OUTPUT}",
+        module=_Pixels(build(shape, weights)),
         input_names=("tiles",),
         example_inputs=(torch.zeros(_EXAMPLE_SHAPE),),
         dynamic_axes=(frozenset({0, 2, 3}),),

@@ -59,13 +59,19 @@ class NearestUpscaler:
         self.calls.append(tuple(tiles_B3hw.shape))
         self.strengths.append(denoise_strength)
         self.fault(tiles_B3hw)
-        return torch.nn.functional.interpolate(tiles_B3hw, scale_factor=self.scale)
+        return levels(torch.nn.functional.interpolate(tiles_B3hw, scale_factor=self.scale))
 
     def prepare(self, denoise_strength: float | None) -> None:
         pass
 
     def warm_up(self) -> None:
         pass
+
+
+def levels(larger_B3HW: Tensor) -> Tensor:
+    """Finished pixels (B, H, W, 3) of results in 0 to 1."""
+    rounded = (larger_B3HW.clamp(0.0, 1.0) * 255.0).round()
+    return rounded.permute(0, 2, 3, 1).to(torch.uint8)
 
 
 class ListSink:

@@ -65,9 +65,9 @@ def test_pictures_stay_within_two_levels_in_the_mean(
 ) -> None:
     tiles = slope() if name == "slope" else photo(name)
     with torch.inference_mode():
-        exact = build(recognise(weights), weights)(tiles).clamp(0, 1)
+        exact = build(recognise(weights), weights)(tiles).clamp(0, 1) * 255
 
-    difference = (graph(tiles).clamp(0, 1) - exact) * 255
+    difference = graph(tiles).permute(0, 3, 1, 2) - exact
 
     assert graph.runtime == "openvino-int8"
     assert difference.abs().mean() < 2.0
@@ -83,8 +83,8 @@ def test_beyond_its_sight_a_pixel_does_not_depend_on_the_tile(graph: OpenVinoGra
     part = graph(tiles[:, :, :, :64].contiguous())
 
     seen = (64 - 18) * 4
-    assert torch.equal(part[:, :, :, :seen], whole[:, :, :, :seen])
-    assert not torch.equal(part[:, :, :, seen:], whole[:, :, :, seen : part.shape[3]])
+    assert torch.equal(part[:, :, :seen], whole[:, :, :seen])
+    assert not torch.equal(part[:, :, seen:], whole[:, :, seen : part.shape[2]])
 
 
 def test_networks_that_join_layers_keep_their_precision(entries: dict[str, Entry]) -> None:
@@ -96,4 +96,4 @@ def test_networks_that_join_layers_keep_their_precision(entries: dict[str, Entry
     )
 
     assert source.calibration is None
-    assert source.revision == "r"
+    assert "balanced" not in source.revision

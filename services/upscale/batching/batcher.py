@@ -155,12 +155,12 @@ class Batcher:
         self._metrics.batch(tiles[0].job.model.name, device_s, len(tiles))
         self._scheduler.settle(tiles, device_s)
 
-    def _deliver(self, tile: Tile, result_CHW: Tensor) -> None:
+    def _deliver(self, tile: Tile, result_HWC: Tensor) -> None:
         job = tile.job
         # After a fault the tiles behind the faulty one are of no use.
         if tile.index != job.next_tile:
             return
-        band = job.assembly.add(result_CHW)
+        band = job.assembly.add(result_HWC)
         job.next_tile += 1
         if band is not None:
             self._intake.band_sent(job)
@@ -195,7 +195,7 @@ class Batcher:
 
 
 def _enlarge(tiles: Sequence[Tile]) -> list[Tensor]:
-    """Run one network over the layers of `tiles`; a picture's channels (C, h, w) for each."""
+    """Run one network over the layers of `tiles`; a picture's pixels (H, W, C) for each."""
     leader = tiles[0].job
     layers = [tile.job.source.layers(tile.job.plan, tile.index) for tile in tiles]
     larger = leader.model.enlarge(torch.cat(layers), leader.denoise_strength)

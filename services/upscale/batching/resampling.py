@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from services.upscale.batching.tiling import Axis, Span
+from services.upscale.batching.tiling import Axis, Span, TilePlan
 
 _LOBES = 3
 _BLOCK = 64
@@ -29,12 +29,28 @@ class _Block:
     """(output pixels, input pixels)."""
 
 
-def crop_or_reduce(tile_CHW: Tensor, axis: Axis, span: Span, scale: int, *, dim: int) -> Tensor:
-    """Take the span's output pixels out of a tile along `dim`, 1 or 2.
+def cut_or_reduced(tile_HWC: Tensor, plan: TilePlan, row: Span, column: Span, scale: int) -> Tensor:
+    """The output pixels of a tile, uint8; at the network's own scale they are a part of it.
 
-    The tile has `axis.side` × `scale` pixels along it.
+    The tile has its source's sides times `scale`.
     """
-    if axis.out_length == axis.length * scale:
+    if _is_whole(plan.rows, scale) and _is_whole(plan.columns, scale):
+        y, x = row.out_start - row.start * scale, column.out_start - column.start * scale
+        height, width = row.out_end - row.out_start, column.out_end - column.out_start
+        return tile_HWC[y : y + height, x : x + width]
+    planes_CHW = tile_HWC.permute(2, 0, 1).to(torch.float32)
+    reduced = _along(planes_CHW, plan.rows, row, scale, dim=1)
+    reduced = _along(reduced, plan.columns, column, scale, dim=2)
+    return reduced.round_().clamp_(0.0, 255.0).to(torch.uint8).permute(1, 2, 0)
+
+
+def _is_whole(axis: Axis, scale: int) -> bool:
+    return axis.out_length == axis.length * scale
+
+
+def _along(tile_CHW: Tensor, axis: Axis, span: Span, scale: int, *, dim: int) -> Tensor:
+    """Take the span's output pixels along `dim`, 1 or 2."""
+    if _is_whole(axis, scale):
         first = span.out_start - span.start * scale
         return tile_CHW.narrow(dim, first, span.out_end - span.out_start)
     blocks = _blocks(axis.length, axis.out_length, axis.side, span, scale)

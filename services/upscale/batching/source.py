@@ -38,15 +38,21 @@ class Source:
         stacked = torch.stack([each.expand(3, -1, -1) for each in inputs])
         return stacked.to(torch.float32).div_(255.0)
 
-    def joined(self, larger_L3hw: Tensor) -> Tensor:
-        """The picture's channels (C, h, w) from the enlarged layers of a tile."""
-        colour = larger_L3hw[0]
-        parts = [colour if self.channel_count >= 3 else colour.mean(dim=0, keepdim=True)]
+    def joined(self, larger_LHW3: Tensor) -> Tensor:
+        """The picture's channels (H, W, C) from the enlarged layers of a tile, uint8."""
+        colour = larger_LHW3[0]
+        parts = [colour if self.channel_count >= 3 else _gray(colour)]
         if self._alpha_varies:
-            parts.append(larger_L3hw[1].mean(dim=0, keepdim=True))
+            parts.append(_gray(larger_LHW3[1]))
         elif self._has_alpha:
-            parts.append(torch.ones_like(parts[0][:1]))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts.append(torch.full_like(colour[:, :, :1], 255))
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _gray(picture_HW3: Tensor) -> Tensor:
+    # Rounded to the nearest; 16 bits hold three levels.
+    total = picture_HW3.sum(dim=2, keepdim=True, dtype=torch.int16)
+    return ((total + 1) // 3).to(torch.uint8)
 
 
 def _reflected(start: int, side: int, length: int) -> npt.NDArray[np.intp]:

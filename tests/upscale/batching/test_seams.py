@@ -18,7 +18,7 @@ from services.upscale.loading import checked_weights
 from services.upscale.model import Tiling, UInt8Array
 from services.upscale.weights.library import Entry
 from services.upscale.weights.parity import photo_crop
-from tests.upscale.doubles import NearestUpscaler, new_batcher, run, submit
+from tests.upscale.doubles import NearestUpscaler, levels, new_batcher, run, submit
 
 UPSTREAM_PADDING = 10
 """`tile_pad` of upstream's command, which crops without a blend."""
@@ -27,15 +27,14 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class TorchUpscaler(NearestUpscaler):
-    """A network in torch, in float32, that keeps its results in float."""
+    """A network in torch, in float32."""
 
     def __init__(self, network: nn.Module, tiling: Tiling) -> None:
         super().__init__("torch", tiling=tiling, max_batch_pixels=1)
         self._network = network
 
     def enlarge(self, tiles_B3hw: Tensor, denoise_strength: float | None) -> Tensor:
-        result: Tensor = self._network(tiles_B3hw).clamp(0.0, 1.0)
-        return result
+        return levels(self._network(tiles_B3hw))
 
 
 def _gradient(height: int, width: int) -> UInt8Array:

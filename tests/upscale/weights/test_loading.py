@@ -65,8 +65,8 @@ def test_bare_weights_in_a_folder_describe_themselves(
     assert model.tiling.padding == 56
     assert model.runtimes == {"upscaler": "torch-float32"}
     larger = model.enlarge(torch.rand(2, 3, 16, 20), None)
-    assert larger.shape == (2, 3, 32, 40)
-    assert 0.0 <= float(larger.min()) <= float(larger.max()) <= 1.0
+    assert larger.shape == (2, 32, 40, 3)
+    assert larger.dtype == torch.uint8
 
 
 class _Malice:
@@ -153,9 +153,9 @@ def test_a_denoise_strength_blends_two_sets_of_weights(tmp_path: Path) -> None:
     results = {strength: model.enlarge(tile, strength) for strength in (0.0, 0.5, 1.0)}
     save_file(srvgg_weights(), tmp_path / "clean.safetensors")
     clean = load_upscaler(find_entries([tmp_path])["clean"], _TORCH)
-    assert torch.allclose(results[1.0], clean.enlarge(tile, None), atol=1e-6)
-    assert not torch.allclose(results[0.0], results[0.5])
-    assert not torch.allclose(results[0.5], results[1.0])
+    assert torch.equal(results[1.0], clean.enlarge(tile, None))
+    assert not torch.equal(results[0.0], results[0.5])
+    assert not torch.equal(results[0.5], results[1.0])
     thread = threading.Thread(target=model.prepare, args=(0.3,))
     thread.start()
     thread.join()
@@ -191,11 +191,11 @@ def test_exported_networks_compute_what_torch_does(
     exact = load_upscaler(entry, _TORCH)
     options = DeviceOptions(runtime=runtime, device="cpu", thread_count=1, cache_dir=tmp_path)
     model = load_upscaler(entry, options)
-    tolerance = 0.05 if "bfloat16" in model.runtimes["upscaler"] else 1e-5
+    tolerance = 13 if "bfloat16" in model.runtimes["upscaler"] else 1
     for shape in ((1, 3, 32, 48), (3, 3, 16, 16)):
         tiles = torch.rand(shape)
-        difference = model.enlarge(tiles, None) - exact.enlarge(tiles, None)
-        assert float(difference.abs().max()) < tolerance
+        difference = model.enlarge(tiles, None).int() - exact.enlarge(tiles, None).int()
+        assert int(difference.abs().max()) <= tolerance
 
 
 def test_the_catalogue_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> None:
