@@ -51,7 +51,7 @@ def up(
     ] = Path("limner-data"),
     models: ModelsOption = None,
 ) -> None:
-    """Run gateway and diffusion server on this machine until Ctrl-C.
+    """Run the whole suite on this machine until Ctrl-C.
 
     The first start makes an account and leaves its API key in DATA_DIR/api-key, where
     `limner generate` finds it. A second Ctrl-C does not wait for running requests.

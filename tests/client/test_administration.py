@@ -98,7 +98,7 @@ async def test_a_new_key_alone_is_on_stdout(
     assert printed.out.split("_")[3] not in table
 
 
-async def test_ids_of_keys_are_whole_in_a_narrow_terminal(
+async def test_names_and_points_in_time_are_whole_in_a_narrow_terminal(
     door: Harness,
     limner: Limner,
     monkeypatch: pytest.MonkeyPatch,
@@ -106,7 +106,26 @@ async def test_ids_of_keys_are_whole_in_a_narrow_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert await limner("keys", "list") == 0
-    assert door.key_id in capsys.readouterr().out
+    keys = capsys.readouterr().out
+    assert {door.key_id, "acme", "generate,", "upscale,", "never"} <= set(keys.split())
+    assert await limner("audit") == 0
+    changes = capsys.readouterr().out
+    assert {"key.create", door.key_id, f"{datetime.now(UTC):%Y-%m-%d}"} <= set(changes.split())
+    assert max(map(len, (keys + changes).splitlines())) <= 80
+
+
+async def test_output_that_is_read_by_a_program_has_a_row_a_line(
+    door: Harness,
+    limner: Limner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    assert await limner("keys", "list") == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if door.key_id in line]
+    assert "generate, upscale, train, admin" in row
+    assert await limner("keys", "list", "--account", "nobody") == 0
+    assert capsys.readouterr().out == "There are no keys.\n"
 
 
 async def test_a_key_is_rotated_and_revoked(

@@ -7,12 +7,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.client.accounts import ManagedAccount
 from services.client.cli.remote import JsonOption, credits, minute, print_json, with_server
+from services.client.cli.tables import new_table, print_table
 from services.client.client import Client
 
 app = typer.Typer(help="Create and change accounts. Needs an admin key.", no_args_is_help=True)
@@ -40,13 +39,11 @@ def list_accounts(client: Client, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table()
-    for heading in ("account", "tier", "state", "created"):
-        table.add_column(heading, overflow="fold")
+    table = new_table("account", "tier", "state", "created")
     for account in found:
         cells = (account.name, account.tier, _state(account), minute(account.created, never=""))
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    print_table(table, empty="There are no accounts.")
 
 
 @app.command("set-tier")

@@ -1,88 +1,33 @@
 """A generation on the terminal: queue position, steps and remaining time, then the facts.
 
-Used by `limner generate` and `limner demo`, on standard error. Where that is no terminal, a line at
-each quarter of the way takes the place of the bar.
+Used by `limner generate` and `limner demo`.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from services.client import events
+from services.client.cli.call_display import CallDisplay
 
 
-class GenerationDisplay:
+class GenerationDisplay(CallDisplay):
     """Shows the events of one generation as they come."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console = console
-        self._quiet = quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
-        self._quarters_printed = 0
-        self._task = self._bar.add_task("connecting", total=None)
+        super().__init__(console, verb="drawing", unit="steps", quiet=quiet)
 
     def show(self, event: events.Event) -> None:
         """Take the next event."""
         match event:
             case events.Accepted():
-                total = event.step_count * event.sample_count
-                self._bar.update(self._task, description="accepted", total=total)
-                self._print_notices(event)
-            case events.Queued(position=0):
-                self._bar.update(self._task, description="next in line")
+                self._accept(event.step_count * event.sample_count, event.notices)
             case events.Queued():
-                self._bar.update(self._task, description=f"{event.position} ahead")
+                self._queue(event)
             case events.Progress():
-                self._bar.update(
-                    self._task,
-                    description="drawing",
-                    completed=event.completed_step_count,
-                    total=event.total_step_count,
-                )
-                self._print_quarter(event)
+                self._advance("drawing", event.completed_step_count, event.total_step_count)
             case events.GeneratedImage():
-                self._bar.update(self._task, description=f"picture {event.index + 1} is here")
-
-    def _print_notices(self, accepted: events.Accepted) -> None:
-        if not self._quiet:
-            for notice in accepted.notices:
-                note = Text(f"note: {notice.message}", style="yellow")
-                self._console.print(note, soft_wrap=True)
-
-    def _print_quarter(self, progress: events.Progress) -> None:
-        if self._quiet or self._console.is_terminal or not progress.total_step_count:
-            return
-        quarters = 4 * progress.completed_step_count // progress.total_step_count
-        if quarters > self._quarters_printed:
-            self._quarters_printed = quarters
-            done = f"{progress.completed_step_count} of {progress.total_step_count} steps"
-            self._console.print(f"drawing: {done}", highlight=False)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+                self._describe(f"picture {event.index + 1} is here")
 
 
 def facts(accepted: events.Accepted) -> str:

@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.client.accounts import NewKey
 from services.client.cli.plugins import CommandGroup
 from services.client.cli.remote import JsonOption, minute, print_json, with_server
+from services.client.cli.tables import new_table, print_table
 from services.client.client import Client
 from services.client.enum_names import SCOPES
 
@@ -32,8 +32,6 @@ app = typer.Typer(
     help="Create, list, rotate and revoke API keys. Needs an admin key; `bootstrap` makes one.",
     no_args_is_help=True,
 )
-
-_ID_LENGTH = 12
 
 _KeyId = Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")]
 
@@ -78,20 +76,17 @@ def list_keys(
     if as_json:
         print_json(found)
         return
-    table = Table()
-    table.add_column("id", min_width=_ID_LENGTH)
-    for heading in ("account", "name", "scopes", "state", "created", "expires", "last used"):
-        table.add_column(heading, overflow="fold")
+    headings = ("id", "account", "name", "scopes", "state", "expires", "last used")
+    table = new_table(*headings, whole={"id"})
     for key in found:
         state = key.state if not key.replaced_by else f"{key.state}, replaced by {key.replaced_by}"
         cells = (
             *(key.id, key.account, key.name, ", ".join(key.scopes), state),
-            minute(key.created, never=""),
             minute(key.expires, never="never"),
             minute(key.last_used, never="not yet"),
         )
         table.add_row(*map(Text, cells))
-    Console().print(table if found else "There are no keys.")
+    print_table(table, empty="There are no keys.")
 
 
 @app.command()

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.client.catalog import ImageDefaults, ImageLimits, Model, UpscaleLimits
@@ -21,6 +20,7 @@ from services.client.cli.connection import (
     TlsOption,
     connect,
 )
+from services.client.cli.tables import new_table, print_table
 from services.client.endpoint import DEFAULT_ADDRESS
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,22 +69,18 @@ def whoami(
 
 
 def _print_table(found: Sequence[Model]) -> None:
-    console = Console()
-    drawing = Table(caption="* default")
-    for heading in ("model", "sizes", "steps", "guidance", "samples"):
-        drawing.add_column(heading, no_wrap=True)
-    drawing.add_column("samplers")
-    upscaling = Table()
-    for heading in ("upscaler", "made for", "scale", "output up to"):
-        upscaling.add_column(heading, no_wrap=True)
+    headings = ("model", "sizes", "steps", "guidance", "samples")
+    drawing = new_table(*headings, "samplers", whole=headings, caption="* default")
+    upscaling = new_table("upscaler", "made for", "scale", "output up to")
     for model in found:
         if model.limits is not None and model.defaults is not None:
             drawing.add_row(*map(Text, _drawing(model, model.limits, model.defaults)))
         if model.upscale_limits is not None:
             upscaling.add_row(*map(Text, _upscaling(model, model.upscale_limits)))
-    for table in (drawing, upscaling):
-        if table.row_count:
-            console.print(table)
+    if drawing.row_count or not upscaling.row_count:
+        print_table(drawing, empty="There are no models.")
+    if upscaling.row_count:
+        print_table(upscaling, empty="")
 
 
 def _drawing(model: Model, limits: ImageLimits, defaults: ImageDefaults) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.client.cli.remote import JsonOption, minute, print_json, with_server
+from services.client.cli.tables import new_table, print_table
 from services.client.cli.train import finish, follow
 from services.client.cli.training_display import facts
 from services.client.client import Client
@@ -33,17 +33,15 @@ def list_jobs(
     if as_json:
         print_json(jobs)
         return
-    table = Table()
-    for heading in ("job", "state", "steps", "method", "token", "created"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("model", overflow="fold")
+    headings = ("job", "state", "steps", "method", "token", "created", "model")
+    table = new_table(*headings, whole={"job", "state", "steps"})
     for job in jobs:
         cells = (
             *(job.id, job.state, f"{job.step}/{job.step_count}", job.method, job.token),
             *(minute(job.created, never=""), job.model),
         )
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    print_table(table, empty="There are no training jobs.")
 
 
 @app.command()

@@ -7,14 +7,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
+from services.client.cli.call_display import CallDisplay
 from services.client.cli.connection import (
     AddressOption,
     KeyFileOption,
@@ -126,70 +124,22 @@ def _follow(stream: UpscaleStream, *, quiet: bool) -> tuple[UpscaleAccepted, Ups
     return accepted, larger
 
 
-class UpscaleDisplay:
-    """Shows the events of one upscaling: place in line, tiles and remaining time.
-
-    Where standard error is no terminal, a line at each quarter takes the place of the bar.
-    """
+class UpscaleDisplay(CallDisplay):
+    """Shows the events of one upscaling: place in line, tiles and remaining time."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console = console
-        self._quiet = quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("tiles"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
-        self._quarters_printed = 0
-        self._task = self._bar.add_task("connecting", total=None)
+        super().__init__(console, verb="upscaling", unit="tiles", quiet=quiet)
 
     def show(self, event: UpscaleEvent) -> None:
         """Take the next event."""
         match event:
             case UpscaleAccepted():
-                total = event.tile_count
-                self._bar.update(self._task, description="accepted", total=total)
-                self._print_notices(event)
-            case Queued(position=0):
-                self._bar.update(self._task, description="next in line")
+                self._accept(event.tile_count, event.notices)
             case Queued():
-                self._bar.update(self._task, description=f"{event.position} ahead")
+                self._queue(event)
             case TileProgress():
                 done, total = event.completed_tile_count, event.total_tile_count
-                description = "upscaling" if done < total else "receiving"
-                self._bar.update(self._task, description=description, completed=done, total=total)
-                self._print_quarter(done, total)
-
-    def _print_notices(self, accepted: UpscaleAccepted) -> None:
-        if not self._quiet:
-            for notice in accepted.notices:
-                note = Text(f"note: {notice.message}", style="yellow")
-                self._console.print(note, soft_wrap=True)
-
-    def _print_quarter(self, done: int, total: int) -> None:
-        if self._quiet or self._console.is_terminal or not total:
-            return
-        quarters = 4 * done // total
-        if quarters > self._quarters_printed:
-            self._quarters_printed = quarters
-            self._console.print(f"upscaling: {done} of {total} tiles", highlight=False)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+                self._advance("upscaling" if done < total else "receiving", done, total)
 
 
 def _as_json(

@@ -6,12 +6,11 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.client.accounts import Usage
 from services.client.cli.remote import JsonOption, credits, minute, print_json, with_server
+from services.client.cli.tables import new_table, print_table
 from services.client.client import Client
 
 _UNLIMITED = "unlimited"
@@ -50,14 +49,14 @@ def tiers(client: Client, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(
-        caption="at once: running requests; requests and credits: a month; pictures up to so many"
-        " pixels and steps; –: no limit"
+    headings = ("tier", "a minute", "burst", "at once", "requests", "credits", "MP", "steps")
+    table = new_table(
+        *headings,
+        "models",
+        whole=headings,
+        caption="at once: running requests; requests and credits: a month; pictures of up to so"
+        " many megapixels and steps; –: no limit",
     )
-    for heading in ("tier", "a minute", "burst", "at once", "requests", "credits"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("megapixels", "steps", "models"):
-        table.add_column(heading, overflow="fold")
     for tier in found:
         budget = tier.monthly_millicredits
         cells = (
@@ -72,7 +71,7 @@ def tiers(client: Client, as_json: JsonOption = False) -> None:
             ", ".join(tier.models),
         )
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    print_table(table, empty="There are no tiers.")
 
 
 @with_server
@@ -87,25 +86,24 @@ def audit(
     if as_json:
         print_json(found)
         return
-    table = Table()
-    for heading in ("time (UTC)", "by", "change", "account", "key", "details"):
-        table.add_column(heading, overflow="fold")
+    table = new_table("time (UTC)", "by", "change", "of", "details", whole={"by", "change", "of"})
     for entry in found:
         cells = (
             minute(entry.time, never=""),
-            f"{entry.actor_account} {entry.actor_key_id}".strip(),
-            *(entry.action, entry.account, entry.key_id),
+            f"{entry.actor_account}\n{entry.actor_key_id}".strip(),
+            entry.action,
+            f"{entry.account}\n{entry.key_id}".strip(),
             ", ".join(f"{name}={json.dumps(value)}" for name, value in entry.details.items()),
         )
         table.add_row(*map(Text, cells))
-    Console().print(table if found else "There are no changes.")
+    print_table(table, empty="There are no changes.")
 
 
 def _print_usage(found: Usage) -> None:
-    table = Table(title=f"{found.account}, tier {found.tier}, {found.period}")
-    table.add_column("")
-    for heading in ("used", "limit", "granted", "left"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table("", "used", "limit", "granted", "left")
+    table.title = f"{found.account}, tier {found.tier}, {found.period}"
+    for column in table.columns[1:]:
+        column.justify = "right"
     requests = found.request_limit
     left = None if requests is None else max(0, requests - found.request_count)
     table.add_row("requests", f"{found.request_count:,}", _number(requests), "", _number(left))
@@ -117,7 +115,7 @@ def _print_usage(found: Usage) -> None:
         _credits(found.remaining_millicredits),
     )
     table.caption = f"begins anew on {minute(found.end, never='')} UTC"
-    Console().print(table)
+    print_table(table, empty="")
 
 
 def _count(limit: int | None) -> str:
