@@ -2,7 +2,8 @@
 
 Called by services whose pictures come from top to bottom. A PNG is compressed as its rows come:
 beside the file itself only a few rows are held. The JPEG and WebP encoders take whole pictures: one
-8-bit copy is held until the end, 4 bytes a pixel. Everything here blocks.
+8-bit copy is held until the end, 4 bytes a pixel, and WebP's takes up to 8 more. Everything here
+blocks.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MAX_SIDES: Mapping[ImageFormatName, int] = MappingProxyType(
 )
 """Longest side in pixels that a format can say."""
 
+# From 3 on the encoder collects what it codes: 22 bytes a pixel at worst, for 1 % smaller files.
+_WEBP_METHOD = 2
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _WHITE = 255
 
@@ -103,7 +106,7 @@ class _WholePictureEncoder:
     def finish(self) -> EncodedImage:
         if self._row_count != self._layout.height:
             raise ValueError(f"{self._layout.height - self._row_count} rows are missing")
-        options: dict[str, Any] = {"quality": WEBP_QUALITY}
+        options: dict[str, Any] = {"quality": WEBP_QUALITY, "method": _WEBP_METHOD}
         if self._format_name == "jpeg":
             options = {"quality": JPEG_QUALITY, "subsampling": 0}
         buffer = io.BytesIO()

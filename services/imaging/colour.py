@@ -16,6 +16,8 @@ _MAX_PROFILE_BYTES = 4 * 2**20
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}
 # Side of the squares whose mean colour fills pixels that are wholly transparent.
 _BLEED = 8
+# Rows that are filled at a time: their copies are what that costs in memory.
+_STRIP = 64 * _BLEED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,17 +101,29 @@ def _srgb_from_cmyk(image: Image.Image, profile: tuple[bytes, str] | None) -> Im
 
 
 def _with_colour_under_transparency(image: Image.Image) -> Image.Image:
-    """Give wholly transparent pixels the colour around them.
+    """Give wholly transparent pixels of `image` the colour around them.
 
-    What lies there is arbitrary, usually black, and a network would draw it into the edges.
+    What lies there is arbitrary, usually black, and a network would draw it into the edges. Done in
+    strips, which see as far as colour spreads into their neighbours.
     """
-    colour = image.convert("RGBA")
-    alpha = np.asarray(colour)[:, :, 3]
-    if alpha.all():
+    alpha_range = image.getextrema()[-1]
+    assert isinstance(alpha_range, tuple), "there is a range for each band"
+    if alpha_range[0] > 0:
         return image
+    for top in range(0, image.height, _STRIP):
+        bottom = min(top + _STRIP, image.height)
+        first, last = max(0, top - _BLEED), min(bottom + _BLEED, image.height)
+        seen = _filled(image.crop((0, first, image.width, last)))
+        strip = seen.crop((0, top - first, image.width, bottom - first))
+        image.paste(strip.convert(image.mode), (0, top))
+    return image
+
+
+def _filled(strip: Image.Image) -> Image.Image:
+    colour = strip.convert("RGBA")
     pixels = np.array(colour)
     small = colour.convert("RGBa").reduce(_BLEED)
     nearby = np.asarray(small.resize(colour.size, Image.Resampling.BILINEAR).convert("RGBA"))
-    hidden = (alpha == 0) & (nearby[:, :, 3] > 0)
+    hidden = (pixels[:, :, 3] == 0) & (nearby[:, :, 3] > 0)
     pixels[hidden, :3] = nearby[hidden, :3]
-    return Image.fromarray(pixels).convert(image.mode)
+    return Image.fromarray(pixels)

@@ -7,7 +7,7 @@ profile is dropped: it tells where people have been.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -21,15 +21,18 @@ from services.imaging.header import DAMAGE, UnusableImageError, exif_orientation
 
 DecodingRemark = Literal["REDUCED_TO_8_BITS", "CONVERTED_TO_SRGB"]
 
-_UPRIGHT: Mapping[int, Image.Transpose] = MappingProxyType(
+UInt8Array = npt.NDArray[np.uint8]
+
+# By EXIF's number; all are views, so that turning a picture takes no memory.
+_UPRIGHT: Mapping[int, Callable[[UInt8Array], UInt8Array]] = MappingProxyType(
     {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
+        2: lambda pixels: pixels[:, ::-1],
+        3: lambda pixels: pixels[::-1, ::-1],
+        4: lambda pixels: pixels[::-1],
+        5: lambda pixels: pixels.swapaxes(0, 1),
+        6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+        7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
     }
 )
 # Offset of the bit depth in a PNG's header chunk, which comes first.
@@ -40,8 +43,9 @@ _PNG_DEPTH_OFFSET = 24
 class DecodedImage:
     """An upright picture."""
 
-    pixels: npt.NDArray[np.uint8]
-    """(H, W, C): gray, gray and alpha, RGB, or RGB and alpha; alpha is not premultiplied."""
+    pixels: UInt8Array
+    """(H, W, C): gray, gray and alpha, RGB, or RGB and alpha; alpha is not premultiplied.
+    Read-only, and not always contiguous."""
     icc_profile: bytes | None
     """Profile that the colours are in; None: none was given, so sRGB by convention."""
     remarks: tuple[DecodingRemark, ...]
@@ -70,17 +74,17 @@ def decode_image(data: bytes, *, max_pixel_count: int) -> DecodedImage:
             raise UnusableImageError(
                 "BROKEN", f"the file is truncated or damaged: {_first_line(error)}"
             ) from error
-    upright = settled.image
+    pixels: UInt8Array = np.asarray(settled.image)
+    pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
     if orientation in _UPRIGHT:
-        upright = upright.transpose(_UPRIGHT[orientation])
-    pixels = np.array(upright, dtype=np.uint8)
+        pixels = _UPRIGHT[orientation](pixels)
     remarks: list[DecodingRemark] = []
     if has_16_bits:
         remarks.append("REDUCED_TO_8_BITS")
     if settled.converted_to_srgb:
         remarks.append("CONVERTED_TO_SRGB")
     return DecodedImage(
-        pixels=pixels if pixels.ndim == 3 else pixels[:, :, None],
+        pixels=pixels,
         icc_profile=settled.icc_profile,
         remarks=tuple(remarks),
     )

@@ -150,6 +150,16 @@ def test_hidden_colour_does_not_leak_into_edges() -> None:
     assert np.abs(decoded.pixels[7, 12, :3] - np.array([250.0, 200.0, 150.0])).max() <= 2
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_hidden_colour_is_replaced_across_the_strips_in_which_it_is_done(mode: str) -> None:
+    # Rows 512 on begin a strip: what is seen lies in it, and what is hidden beside it above.
+    pixels = np.zeros((1040, 16, 4), np.uint8)
+    pixels[512:, :] = (200, 200, 200, 255)
+    decoded = _decode(_file(Image.fromarray(pixels).convert(mode))).pixels
+    assert np.array_equal(decoded[:, :, -1], pixels[:, :, 3])
+    assert np.abs(decoded[510:512, :, 0] - 200.0).max() <= 2
+
+
 def test_a_phones_jpeg_with_a_second_picture_is_its_first() -> None:
     second = Image.new("RGB", (8, 8), "red")
     data = _file(_photo(), "MPO", save_all=True, append_images=[second])
