@@ -63,7 +63,7 @@ class StartDisplay:
         self._live.stop()
 
 
-def print_death(console: Console, message: str, log_tail: str) -> None:
+def print_death(console: Console, message: str, log_tail: str = "") -> None:
     """Print which service ended and the end of its log."""
     console.print(Text(f"limner: {message}", style="red"))
     if log_tail:

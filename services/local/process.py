@@ -17,6 +17,7 @@ from pathlib import Path
 _TAIL_LINE_COUNT = 12
 _TAIL_SIZE_BYTES = 16 * 2**10
 _MAX_LINE_LENGTH = 1000
+_CALM_LEVELS = frozenset({"DEBUG", "INFO"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,11 +76,12 @@ class ServiceProcess:
             return await self.wait()
 
     def log_tail(self) -> str:
-        """Return the last lines of its log, JSON ones in short."""
+        """Return the last lines of its log, JSON ones in short and only from warnings on."""
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_SIZE_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join(_shorten(line) for line in lines[-_TAIL_LINE_COUNT:])
+        told = [short for line in lines if (short := _shorten(line))]
+        return "\n".join(told[-_TAIL_LINE_COUNT:])
 
 
 async def start_process(spec: ServiceSpec, logs_dir: Path) -> ServiceProcess:
@@ -104,13 +106,18 @@ async def start_process(spec: ServiceSpec, logs_dir: Path) -> ServiceProcess:
 
 
 def _shorten(line: str) -> str:
-    """Return a log line as people want to read it; what is not a JSON log stays as it is."""
+    """Return a log line as people want to read it; what is not a JSON log stays as it is.
+
+    A JSON log that tells of no trouble becomes empty.
+    """
     try:
         record = json.loads(line)
     except ValueError:
         return line[:_MAX_LINE_LENGTH]
     if not isinstance(record, dict) or "message" not in record:
         return line[:_MAX_LINE_LENGTH]
+    if record.get("level") in _CALM_LEVELS:
+        return ""
     text = f"{record.get('level', '')} {record['message']}".strip()
     trace = str(record.get("exc_info") or "")
     return f"{text}\n{trace}" if trace else text[:_MAX_LINE_LENGTH]

@@ -1,15 +1,20 @@
 """The processes of a suite: started together, watched together, stopped in order.
 
 Used by `up` and `demo`. Requests come in through the first service and go on to the later ones, so
-that the first is stopped first: what it still relays can finish.
+that the first is stopped first: what it still relays can finish. A service that was ready and ended
+by itself is started again where the caller wants that; one that never was, or that ends again and
+again, ends the suite.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +28,17 @@ StateListener = Callable[[str, State], None]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEATH_NOTICE_S = 0.5
+_MAX_RESTART_COUNT = 3
+_RESTART_WINDOW_S = 600.0
+"""A service is started again at most `_MAX_RESTART_COUNT` times in so long."""
 
 
 class ServiceDied(Exception):
     """A service ended by itself."""
 
     def __init__(self, process: ServiceProcess, code: int) -> None:
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        super().__init__(f"{process.spec.name} {how}")
+        super().__init__(f"{process.spec.name} {_how_it_ended(code)}")
+        self.process = process
         self.log_tail = process.log_tail()
 
 
@@ -38,17 +46,27 @@ class Stopped(Exception):
     """A signal asked the suite to stop."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restart:
+    """Who hears of a service that ended by itself and is started again."""
+
+    on_death: Callable[[ServiceDied], None]
+    on_state: StateListener
+
+
 class Suite:
     """Running services, in the order in which they are stopped."""
 
     def __init__(self) -> None:
         self.processes: list[ServiceProcess] = []
+        self._ready: set[str] = set()
+        self._restarts: defaultdict[str, list[float]] = defaultdict(list)
 
     async def wait_until_ready(self, on_state: StateListener) -> None:
         """Return when every service is ready."""
         async with asyncio.TaskGroup() as group:
             for process in self.processes:
-                group.create_task(_wait_until_ready(process.spec, on_state))
+                group.create_task(self._wait_until_ready(process.spec, on_state))
 
     async def start(self, specs: Sequence[ServiceSpec], logs_dir: Path) -> None:
         """Start the services. Raises OSError; those that were started are in `processes`."""
@@ -67,6 +85,24 @@ class Suite:
             ServiceDied(process, task.result()) for task, process in ends.items() if task.done()
         )
 
+    async def supervise(self, logs_dir: Path, restart: Restart | None) -> ServiceDied:
+        """Start services that end by themselves again; return the first end that is final."""
+        watches: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                death = await self.wait_for_death()
+                spec = death.process.spec
+                if restart is None or not self._may_restart(spec.name):
+                    return death
+                restart.on_death(death)
+                place = self.processes.index(death.process)
+                self.processes[place] = await start_process(spec, logs_dir)
+                watches.add(asyncio.create_task(self._wait_until_ready(spec, restart.on_state)))
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
     async def stop(self) -> None:
         """Drain one service after the other; returns when all are gone."""
         for process in self.processes:
@@ -77,6 +113,24 @@ class Suite:
         for process in self.processes:
             process.kill()
 
+    def _may_restart(self, name: str) -> bool:
+        """Count a restart if the service was ready and has not ended too often."""
+        if name not in self._ready:
+            return False
+        self._ready.discard(name)
+        now = time.monotonic()
+        recent = [each for each in self._restarts[name] if now - each < _RESTART_WINDOW_S]
+        self._restarts[name] = [*recent, now]
+        return len(recent) < _MAX_RESTART_COUNT
+
+    async def _wait_until_ready(self, spec: ServiceSpec, on_state: StateListener) -> None:
+        def tell(state: State) -> None:
+            if state is State.READY:
+                self._ready.add(spec.name)
+            on_state(spec.name, state)
+
+        await wait_until_ready(spec.address, spec.health_service, tell)
+
 
 async def run_suite(
     specs: Sequence[ServiceSpec],
@@ -84,12 +138,13 @@ async def run_suite(
     body: Callable[[Suite], Awaitable[_Result]],
     *,
     on_stop: Callable[[], None],
+    restart: Restart | None = None,
 ) -> _Result:
     """Run services for as long as `body` does and return its result; none is left afterwards.
 
-    `body` is cancelled when a service ends by itself (raises ServiceDied) and when SIGINT, SIGTERM
-    or SIGHUP arrives (calls `on_stop`, raises Stopped). In any case the services are drained in
-    order; a second signal kills what is left of them.
+    `body` is cancelled when a service ends by itself and is not started again, as without `restart`
+    (raises ServiceDied), and when SIGINT, SIGTERM or SIGHUP arrives (calls `on_stop`, raises
+    Stopped). In any case the services are drained in order; a second signal kills what is left.
     """
     suite = Suite()
     stop_requested = asyncio.Event()
@@ -104,17 +159,20 @@ async def run_suite(
     with _handled(on_signal):
         try:
             await suite.start(specs, logs_dir)
-            return await _run_body(suite, body, stop_requested)
+            death = asyncio.create_task(suite.supervise(logs_dir, restart))
+            return await _run_body(suite, body, death, stop_requested)
         finally:
             stop_requested.set()
             await suite.stop()
 
 
 async def _run_body(
-    suite: Suite, body: Callable[[Suite], Awaitable[_Result]], stop_requested: asyncio.Event
+    suite: Suite,
+    body: Callable[[Suite], Awaitable[_Result]],
+    death: asyncio.Task[ServiceDied],
+    stop_requested: asyncio.Event,
 ) -> _Result:
     work = asyncio.ensure_future(body(suite))
-    death = asyncio.create_task(suite.wait_for_death())
     stop = asyncio.create_task(stop_requested.wait())
     tasks: list[asyncio.Future[Any]] = [work, death, stop]
     try:
@@ -133,11 +191,11 @@ async def _run_body(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _wait_until_ready(spec: ServiceSpec, on_state: StateListener) -> None:
-    def tell(state: State) -> None:
-        on_state(spec.name, state)
-
-    await wait_until_ready(spec.address, spec.health_service, tell)
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exited with {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
 @contextmanager

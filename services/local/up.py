@@ -9,13 +9,16 @@ from rich.text import Text
 
 from services.client.cli.connection import LOCAL_KEY_FILE
 from services.client.endpoint import DEFAULT_ADDRESS
-from services.local.display import StartDisplay
+from services.local.display import StartDisplay, print_death
 from services.local.settings import SuiteSettings
-from services.local.suite import Stopped, Suite, run_suite
+from services.local.suite import Restart, Stopped, Suite, run_suite
 
 
 async def serve(settings: SuiteSettings, console: Console) -> None:
-    """Serve until a signal arrives, then drain. Raises ServiceDied, OSError and PepperError."""
+    """Serve until a signal arrives, then drain; what was ready and dies is started again.
+
+    Raises ServiceDied, OSError and PepperError.
+    """
     pepper = await settings.data.prepare()
 
     async def body(suite: Suite) -> None:
@@ -37,7 +40,11 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
             specs.append(settings.trainer())
         else:
             console.print("no trainer: it needs limner[trainer] and a model that is a folder")
-        await run_suite(specs, settings.data.logs, body, on_stop=on_stop)
+        restart = Restart(
+            on_death=lambda death: print_death(console, f"{death}; it is started again"),
+            on_state=lambda name, state: console.print(f"{name}: {state.value}"),
+        )
+        await run_suite(specs, settings.data.logs, body, on_stop=on_stop, restart=restart)
     except Stopped:
         console.print("stopped")
 

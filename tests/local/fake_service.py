@@ -31,6 +31,7 @@ def main() -> int:
     server.start()
     if "FAKE_EXIT_CODE" in os.environ:
         print("plain line", file=sys.stderr)
+        print(json.dumps({"level": "INFO", "message": "listening"}), file=sys.stderr)
         print(json.dumps({"level": "ERROR", "message": "no model here"}), file=sys.stderr)
         return int(os.environ["FAKE_EXIT_CODE"])
     servicer.set("fake", health_pb2.HealthCheckResponse.SERVING)

@@ -15,7 +15,7 @@ import pytest
 from services.local.ports import HOST, free_port
 from services.local.process import ServiceSpec
 from services.local.readiness import State
-from services.local.suite import ServiceDied, Stopped, Suite, run_suite
+from services.local.suite import Restart, ServiceDied, Stopped, Suite, run_suite
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +87,46 @@ async def test_death_is_the_reason_when_the_body_fails_of_it(tmp_path: Path) -> 
 
     with pytest.raises(ServiceDied, match="only was ended by SIGKILL"):
         await run_suite([spec("only", tmp_path)], tmp_path, body, on_stop=nothing)
+
+
+async def test_a_service_that_was_ready_is_started_again_three_times(tmp_path: Path) -> None:
+    told: list[str] = []
+    ready = asyncio.Semaphore(0)
+    seen: list[int] = []
+
+    def on_state(name: str, state: State) -> None:
+        if (name, state) == ("weak", State.READY):
+            ready.release()
+
+    async def body(suite: Suite) -> None:
+        await suite.wait_until_ready(on_state)
+        while True:
+            await ready.acquire()
+            seen.append(suite.processes[1].pid)
+            os.kill(seen[-1], signal.SIGKILL)
+
+    restart = Restart(on_death=lambda death: told.append(str(death)), on_state=on_state)
+    specs = [spec("good", tmp_path), spec("weak", tmp_path)]
+    with pytest.raises(ServiceDied, match="weak was ended by SIGKILL, perhaps for want of memory"):
+        await run_suite(specs, tmp_path, body, on_stop=nothing, restart=restart)
+    assert told == ["weak was ended by SIGKILL, perhaps for want of memory"] * 3
+    assert len(set(seen)) == len(seen) == 4
+    assert journal(tmp_path) == ["good"]
+
+
+async def test_a_service_that_was_never_ready_is_not_started_again(tmp_path: Path) -> None:
+    async def body(suite: Suite) -> None:
+        await suite.wait_until_ready(lambda name, state: None)
+
+    restart = Restart(on_death=lambda death: pytest.fail(str(death)), on_state=lambda *_: None)
+    with pytest.raises(ServiceDied, match="bad exited with 3"):
+        await run_suite(
+            [spec("bad", tmp_path, FAKE_EXIT_CODE="3")],
+            tmp_path,
+            body,
+            on_stop=nothing,
+            restart=restart,
+        )
 
 
 async def test_an_error_of_the_body_stops_the_services(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ _OPTIONS: Mapping[str, str] = {
     "model_name": "--name",
     "webhook_url": "--webhook",
     "webhook_secret": "--webhook-secret",
+    "period": "--month",
+    "key_id": "KEY_ID",
 }
 
 

@@ -79,7 +79,11 @@ def watch(
 @with_server
 def cancel(client: Client, job_id: JobArgument) -> None:
     """Stop a job; it keeps its last checkpoint and can be resumed."""
-    _say(client.trainings.cancel(job_id))
+    job = client.trainings.cancel(job_id)
+    if job.has_ended:
+        _say(job)
+    else:
+        _tell(f"{job.id} is being cancelled at step {job.step}: it writes its last checkpoint")
 
 
 @app.command()
@@ -94,11 +98,15 @@ def resume(client: Client, job_id: JobArgument) -> None:
 def delete(client: Client, job_id: JobArgument) -> None:
     """Remove a job that has ended, with its files and the model that came out of it."""
     client.trainings.delete(job_id)
-    Console(stderr=True).print(Text(f"{job_id} is gone"))
+    _tell(f"{job_id} is gone")
 
 
 def _say(job: TrainingJob) -> None:
-    Console(stderr=True).print(Text(f"{job.id} is {job.state} at step {job.step}"))
+    _tell(f"{job.id} is {job.state} at step {job.step}")
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(Text(line))
 
 
 def _lines(job: TrainingJob) -> tuple[tuple[str, str], ...]:
