@@ -82,8 +82,7 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
     if options.eight_bit:
         return _eight_bit(source, options)
     if options.runtime == "tensorrt":
-        engines = EngineStore(options.store.root / "engines", graphs=options.store)
-        return TensorRtGraph(source, engines)
+        return TensorRtGraph(source, engine_store(options.store))
     if options.device == "cuda":
         return TorchGraph(
             source,
@@ -100,6 +99,11 @@ def open_graph(source: GraphSource, options: GraphOptions) -> Graph:
             return _openvino(source, options)
         case "auto":
             return _openvino_or_torch(source, options)
+
+
+def engine_store(graphs: GraphStore) -> EngineStore:
+    """Where engines of the components in `graphs` are found, and built ahead of serving."""
+    return EngineStore(graphs.root / "engines", graphs=graphs)
 
 
 def _eight_bit(source: GraphSource, options: GraphOptions) -> Graph:

@@ -1,6 +1,7 @@
 """Loads an upscaler: weights, network, graph. Called once for each model at start-up.
 
-It does not warm a model up: `LoadedUpscaler.warm_up` does.
+It does not warm a model up: `LoadedUpscaler.warm_up` does. `engine_sources` is for those who build
+engines before a server starts.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from services.graphs.graph import GraphError
+from services.graphs.graph import GraphError, GraphSource
 from services.graphs.selection import GraphOptions, available_core_count, resolve_device
 from services.graphs.store import GraphStore
 from services.upscale.architectures.recognition import recognise
 from services.upscale.model import DeviceOptions, LoadedUpscaler, Tiling
 from services.upscale.network import NetworkUpscaler
+from services.upscale.sources import NetworkWeights
 from services.upscale.weights.descriptor import Descriptor, FileSource, check_structure, describe
 from services.upscale.weights.errors import (
     BrokenWeightsError,
@@ -63,8 +65,27 @@ def checked_weights(entry: Entry) -> tuple[dict[str, Tensor], Descriptor]:
     return weights, descriptor
 
 
+def engine_sources(entry: Entry, options: DeviceOptions) -> tuple[GraphSource, ...]:
+    """What a server with TensorRT compiles when it starts; other strengths are made when asked for.
+
+    Raises `UpscalerLoadError`, one line that names the model.
+    """
+    try:
+        weights, descriptor = _network_weights(entry)
+    except UpscalerLoadError as error:
+        raise type(error)(f"upscaler {entry.name}: {error}") from error
+    strength = descriptor.denoising.default_strength if descriptor.denoising else None
+    return (weights.source(strength, tiling=_tiling(descriptor, "cuda", options.max_tile_side)),)
+
+
+def _network_weights(entry: Entry) -> tuple[NetworkWeights, Descriptor]:
+    clean, descriptor = checked_weights(entry)
+    noisy = _noisy_weights(entry, descriptor, clean)
+    return NetworkWeights(clean=clean, noisy=noisy), descriptor
+
+
 def _load(entry: Entry, options: DeviceOptions) -> NetworkUpscaler:
-    weights, descriptor = checked_weights(entry)
+    weights, descriptor = _network_weights(entry)
     device = resolve_device(options.device, options.runtime)
     graphs = GraphOptions(
         runtime=options.runtime,
@@ -77,7 +98,6 @@ def _load(entry: Entry, options: DeviceOptions) -> NetworkUpscaler:
         name=entry.name,
         descriptor=descriptor,
         weights=weights,
-        noisy_weights=_noisy_weights(entry, descriptor, weights),
         tiling=_tiling(descriptor, device, options.max_tile_side),
         graphs=graphs,
     )

@@ -23,7 +23,7 @@ from services.graphs.graph import GraphSource, Precision
 from services.graphs.store import GraphStore
 from services.graphs.tensorrt.store import EngineStore
 from services.upscale.loading import checked_weights
-from services.upscale.network import tiles_source
+from services.upscale.sources import tiles_source
 from services.upscale.weights.library import find_entries
 
 pytestmark = [

@@ -11,7 +11,7 @@ from services.graphs.store import GraphStore
 from services.upscale.architectures.recognition import build, recognise
 from services.upscale.eight_bits import balanced, drawn_pictures
 from services.upscale.loading import checked_weights
-from services.upscale.network import tiles_source
+from services.upscale.sources import tiles_source
 from services.upscale.weights.library import Entry
 from services.upscale.weights.parity import PHOTOS, photo_crop
 from tests.upscale.tiny import rrdbnet_weights

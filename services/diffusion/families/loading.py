@@ -1,6 +1,7 @@
 """Loads a model by its settings entry; called once for each model at start-up.
 
 The one place that knows all families. It does not warm a model up: `LoadedModel.warm_up` does.
+`engine_sources` is for those who build engines before a server starts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from services.diffusion.families import sd1
 from services.diffusion.families.errors import ModelLoadError
 from services.diffusion.families.files import locate
 from services.diffusion.model import LoadedModel, ModelSpec
-from services.graphs.graph import GraphError
+from services.graphs.graph import GraphError, GraphSource
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
@@ -23,3 +24,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise type(error)(f"model {spec.name}: {error}") from error
     except GraphError as error:
         raise ModelLoadError(f"model {spec.name}: {error}") from error
+
+
+def engine_sources(spec: ModelSpec) -> tuple[GraphSource, ...]:
+    """What a server with TensorRT compiles for `spec` when it starts. Raises `ModelLoadError`."""
+    try:
+        return sd1.engine_sources(locate(spec.path_or_hub_id))
+    except ModelLoadError as error:
+        raise type(error)(f"model {spec.name}: {error}") from error

@@ -55,8 +55,9 @@ class EngineStore:
             raise GraphError(f"{source.name} does not say for which sizes an engine is built")
         precision = fastest_precision(source)
         spec = EngineSpec(shapes=source.shape_ranges, capabilities=tuple(sorted(capabilities)))
+        gpus = spec.capabilities or (_capability_here(),)
         file = self._graphs.path(in_precision(source, precision))
-        folder = self._root / f"{source.name}-{_key(binding, file, spec)}"
+        folder = self._root / f"{source.name}-{_key(binding, file, spec, gpus)}"
         content_folder(folder, lambda partial: _fill(partial, binding, file, spec))
         described = json.loads((folder / _DESCRIPTION).read_text())
         return StoredEngine(
@@ -67,12 +68,11 @@ class EngineStore:
         )
 
 
-def _key(binding: Binding, file: Path, spec: EngineSpec) -> str:
-    gpus = list(spec.capabilities) or [_capability_here()]
+def _key(binding: Binding, file: Path, spec: EngineSpec, gpus: tuple[str, ...]) -> str:
     # The weights of a large component lie in files beside the exported one.
     digests = {each.name: file_digest(each) for each in sorted(file.parent.iterdir())}
     shapes = [asdict(shape) for shape in spec.shapes]
-    return content_key([digests, shapes, gpus, binding.name, binding.version])
+    return content_key([digests, shapes, list(gpus), binding.name, binding.version])
 
 
 def _capability_here() -> str:

@@ -5,16 +5,34 @@ Shape legend: B rows, C latent channels, h and w latent sides, L tokens, D text 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from services.diffusion.families.sd1.components import Decoder, Denoiser, TextEncoder
-from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout
+from services.diffusion.families.sd1.components import (
+    Decoder,
+    Denoiser,
+    TextEncoder,
+    load_components,
+)
+from services.diffusion.families.sd1.layout import LATENT_CHANNEL_COUNT, Layout, read_layout
 from services.graphs.graph import Calibration, GraphSource
 from services.graphs.shapes import ShapeRange
 
 _USUAL_ROWS, _MOST_ROWS = 8, 32
 """Rows of a call that an engine is made fastest for, and the most that it takes at once."""
+
+
+def engine_sources(folder: Path) -> tuple[GraphSource, ...]:
+    """What a server with TensorRT compiles for the model in `folder`. Raises `ModelLoadError`."""
+    layout = read_layout(folder)
+    parts = load_components(layout)
+    return (
+        denoiser_source(layout, parts.unet),
+        decoder_source(layout, parts.vae),
+        text_encoder_source(layout, parts.text_encoder),
+    )
 
 
 def denoiser_source(
