@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.gateway.ledger import Ledger, Usage, append
+from services.gateway.ledger import Entry, Ledger, Usage, append
 from services.gateway.period import Period
-from services.storage.database import begin_write
+from services.storage.database import write_at_once
 
 _LARGEST = 64
 _TIMEOUT_S = 5.0
 
-_Waiting: TypeAlias = "tuple[dict[str, Any], asyncio.Future[bool]]"
+_Waiting: TypeAlias = "tuple[Entry, asyncio.Future[bool]]"
 
 
 class GroupedLedger:
@@ -48,16 +48,16 @@ class GroupedLedger:
         """See `Ledger.charge`. A caller that is cancelled may have been charged or not."""
         if millicredits < 0:
             raise ValueError(f"a charge is not negative: {millicredits}")
-        entry = {
-            "account": account,
-            "request_id": request_id,
-            "item": item,
-            "period": str(Period.containing(at)),
-            "millicredits": millicredits,
-            "service": service,
-            "model": model,
-            "at": at,
-        }
+        entry = Entry(
+            account=account,
+            request_id=request_id,
+            item=item,
+            period=str(Period.containing(at)),
+            millicredits=millicredits,
+            service=service,
+            model=model,
+            at=at,
+        )
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, told))
         if self._writer is None:
@@ -88,8 +88,11 @@ class GroupedLedger:
     async def _commit(self, group: list[_Waiting]) -> None:
         group = [each for each in group if not each[1].done()]  # the rest gave up
         try:
-            async with asyncio.timeout(_TIMEOUT_S), begin_write(self._engine) as connection:
-                appended = [await append(connection, **entry) for entry, _ in group]
+            async with asyncio.timeout(_TIMEOUT_S):
+                appended = await write_at_once(
+                    self._engine,
+                    lambda connection: [append(connection, entry) for entry, _ in group],
+                )
         except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             if len(group) > 1:
                 for each in group:

@@ -8,12 +8,25 @@ appends: usage is one look-up however long the ledger is. It decides nothing and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, exists, func, select, update
+from sqlalchemy import (
+    Connection,
+    Executable,
+    Row,
+    Update,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.gateway.account_store import require_account
@@ -21,7 +34,7 @@ from services.gateway.audit import Actor, record
 from services.gateway.period import Period
 from services.gateway.tables import changes, credit_grants, ledger_entries, monthly_usage
 from services.runtime.errors import AlreadyExistsError
-from services.storage.database import begin_write, insert_into
+from services.storage.database import begin_write, insert_in, insert_into, write_at_once
 
 _PAGE_ROWS = 1000
 
@@ -36,6 +49,24 @@ class Usage:
     charged_millicredits: int = 0
     granted_millicredits: int = 0
     """On top of the tier's monthly credits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A line of the ledger; `account`, `request_id` and `item` together are unique."""
+
+    account: str
+    request_id: str
+    """At most 200 characters."""
+    item: str
+    """What was delivered, at most 64 characters."""
+    period: str
+    """The month."""
+    millicredits: int
+    """Below 0 it takes back what an earlier entry of the same request charged in that month."""
+    service: str
+    model: str
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,18 +93,17 @@ class Ledger:
         """
         if millicredits < 0:
             raise ValueError(f"a charge is not negative: {millicredits}")
-        async with begin_write(self.engine) as connection:
-            return await append(
-                connection,
-                account=account,
-                request_id=request_id,
-                item=item,
-                period=str(Period.containing(at)),
-                millicredits=millicredits,
-                service=service,
-                model=model,
-                at=at,
-            )
+        entry = Entry(
+            account=account,
+            request_id=request_id,
+            item=item,
+            period=str(Period.containing(at)),
+            millicredits=millicredits,
+            service=service,
+            model=model,
+            at=at,
+        )
+        return await write_at_once(self.engine, lambda connection: append(connection, entry))
 
     async def probe(self) -> None:
         """Returns if something can be written now, which a full disk allows no more than a lost
@@ -102,7 +132,7 @@ class Ledger:
         period = Period.containing(at)
         async with begin_write(self.engine) as connection:
             await require_account(connection, account)
-            await _hold_month(connection, account, str(period))
+            await connection.run_sync(_hold_month, account, str(period))
             values = {
                 "account": account,
                 "request_id": actor.request_id,
@@ -117,7 +147,12 @@ class Ledger:
             if (await connection.execute(appended)).first() is None:
                 await _require_same_grant(connection, account, actor.request_id, millicredits)
                 return await _read(connection, account, period)
-            await _add(connection, account, str(period), granted=millicredits)
+            sums = monthly_usage.c
+            await connection.execute(
+                update(monthly_usage)
+                .where(sums.account == account, sums.period == str(period))
+                .values(granted_millicredits=sums.granted_millicredits + millicredits)
+            )
             details = {"millicredits": millicredits, "period": str(period), "note": note}
             await record(connection, actor, "credits.grant", account=account, details=details)
             return await _read(connection, account, period)
@@ -154,55 +189,62 @@ class Ledger:
             last = rows[-1].account
 
 
-async def append(
-    connection: AsyncConnection,
-    *,
-    account: str,
-    request_id: str,
-    item: str,
-    period: str,
-    millicredits: int,
-    service: str,
-    model: str,
-    at: datetime,
-) -> bool:
-    """Appends an entry in the caller's transaction; False when it was there already.
-
-    A negative amount takes back what an earlier entry of the same request charged in that month.
-    """
-    await _hold_month(connection, account, period)
-    values = {
-        "account": account,
-        "request_id": request_id,
-        "item": item,
-        "period": period,
-        "millicredits": millicredits,
-        "service": service,
-        "model": model,
-        "at": at,
-    }
-    insert = insert_into(connection, ledger_entries).values(values)
-    appended = insert.on_conflict_do_nothing().returning(ledger_entries.c.id)
-    if (await connection.execute(appended)).first() is None:
+def append(connection: Connection, entry: Entry) -> bool:
+    """Appends an entry in the caller's transaction; False when it was there already."""
+    _hold_month(connection, entry.account, entry.period)
+    values = asdict(entry)
+    if connection.execute(_appending(connection.dialect.name), values).first() is None:
         return False
-    is_first = case((_has_other_item(account, request_id, item), 0), else_=1)
-    await _add(connection, account, period, requests=is_first, charged=millicredits)
+    connection.execute(_COUNTING, {f"entry_{name}": value for name, value in values.items()})
     return True
 
 
-async def _hold_month(connection: AsyncConnection, account: str, period: str) -> None:
+def _hold_month(connection: Connection, account: str, period: str) -> None:
     """Makes the row of sums if it is new, and lets nobody else change it before the commit.
 
     Statements after this one see what those who held it before have committed.
     """
     zeros = {"request_count": 0, "charged_millicredits": 0, "granted_millicredits": 0}
-    insert = insert_into(connection, monthly_usage).values(account=account, period=period, **zeros)
-    await connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=[monthly_usage.c.period, monthly_usage.c.account],
-            set_={"account": monthly_usage.c.account},
+    values = {"account": account, "period": period, **zeros}
+    connection.execute(_holding(connection.dialect.name), values)
+
+
+# Made once, as making a statement takes longer than executing it.
+
+
+@functools.cache
+def _holding(dialect_name: str) -> Executable:
+    return insert_in(dialect_name, monthly_usage).on_conflict_do_update(
+        index_elements=[monthly_usage.c.period, monthly_usage.c.account],
+        set_={"account": monthly_usage.c.account},
+    )
+
+
+@functools.cache
+def _appending(dialect_name: str) -> Executable:
+    insert = insert_in(dialect_name, ledger_entries)
+    return insert.on_conflict_do_nothing().returning(ledger_entries.c.id)
+
+
+def _counting() -> Update:
+    """Adds an entry, with `entry_` before the names of its fields, to the sums of its month."""
+    entries, sums = ledger_entries.c, monthly_usage.c
+    has_other_item = exists().where(
+        entries.account == bindparam("entry_account"),
+        entries.request_id == bindparam("entry_request_id"),
+        entries.item != bindparam("entry_item"),
+    )
+    return (
+        update(monthly_usage)
+        .where(sums.account == bindparam("entry_account"), sums.period == bindparam("entry_period"))
+        .values(
+            request_count=sums.request_count + case((has_other_item, 0), else_=1),
+            charged_millicredits=sums.charged_millicredits + bindparam("entry_millicredits"),
         )
     )
+
+
+_COUNTING = _counting()
 
 
 async def _require_same_grant(
@@ -216,34 +258,6 @@ async def _require_same_grant(
             f"the request {request_id} granted {granted} millicredits before, not {millicredits}",
             reason="GRANT_DIFFERS",
         )
-
-
-def _has_other_item(account: str, request_id: str, item: str) -> ColumnElement[bool]:
-    entries = ledger_entries.c
-    return exists().where(
-        entries.account == account, entries.request_id == request_id, entries.item != item
-    )
-
-
-async def _add(
-    connection: AsyncConnection,
-    account: str,
-    period: str,
-    *,
-    requests: ColumnElement[int] | int = 0,
-    charged: int = 0,
-    granted: int = 0,
-) -> None:
-    sums = monthly_usage.c
-    await connection.execute(
-        update(monthly_usage)
-        .where(sums.account == account, sums.period == period)
-        .values(
-            request_count=sums.request_count + requests,
-            charged_millicredits=sums.charged_millicredits + charged,
-            granted_millicredits=sums.granted_millicredits + granted,
-        )
-    )
 
 
 async def _read(

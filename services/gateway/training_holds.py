@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.gateway.ledger import append
+from services.gateway.ledger import Entry, append
 from services.gateway.period import Period
 from services.gateway.tables import ledger_entries, training_holds
 from services.storage.database import begin_write
@@ -166,8 +166,7 @@ async def _give_back(connection: AsyncConnection, hold: Hold, cost: int) -> None
 async def _append(
     connection: AsyncConnection, hold: Hold, item: str, millicredits: int, period: str
 ) -> bool:
-    return await append(
-        connection,
+    entry = Entry(
         account=hold.account,
         request_id=hold.charge_id,
         item=item,
@@ -177,6 +176,7 @@ async def _append(
         model=hold.model,
         at=datetime.now(UTC),
     )
+    return await connection.run_sync(append, entry)
 
 
 _COLUMNS = (

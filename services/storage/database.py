@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, DateTime, Dialect, Table, event, make_url
+from sqlalchemy import URL, Connection, DateTime, Dialect, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
@@ -35,7 +36,10 @@ _POSTGRESQL_TIMEOUTS_S = {"timeout": 10, "command_timeout": 60}
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _sqlite_turns: WeakKeyDictionary[AsyncEngine, asyncio.Lock] = WeakKeyDictionary()
+_sqlite_writers: WeakKeyDictionary[AsyncEngine, _SqliteWriter] = WeakKeyDictionary()
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -99,6 +103,9 @@ def open_engine(url: str) -> AsyncEngine:
 
 async def close_engine(engine: AsyncEngine) -> None:
     """Closes the connections; leaves those of a server that does not answer to its end."""
+    writer = _sqlite_writers.pop(engine, None)
+    if writer is not None:
+        writer.close()
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await engine.dispose()
@@ -118,10 +125,52 @@ async def begin_write(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with engine.begin() as connection:
             yield connection
         return
-    turn = _sqlite_turns.setdefault(engine, asyncio.Lock())
-    async with turn, engine.begin() as connection:
+    async with _sqlite_turn(engine), engine.begin() as connection:
         await connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
+
+
+async def write_at_once(engine: AsyncEngine, write: Callable[[Connection], _T]) -> _T:
+    """The result of `write` in a transaction of its own, see `begin_write`.
+
+    An asynchronous connection to SQLite changes threads several times a statement, which takes ten
+    times as long as the statements; here `write` as a whole runs on one thread. A caller that is
+    cancelled does not know whether it was done.
+    """
+    path = sqlite_path(str(engine.url))
+    if path is None:
+        async with begin_write(engine) as connection:
+            return await connection.run_sync(write)
+    async with _sqlite_turn(engine):
+        writer = _sqlite_writers.get(engine)
+        if writer is None:
+            writer = _sqlite_writers[engine] = _SqliteWriter(path)
+        return await writer.run(write)
+
+
+class _SqliteWriter:
+    """A connection to a SQLite file and the thread that it is used on."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = create_engine(f"sqlite:///{path}")
+        event.listen(self._engine, "connect", _configure_sqlite)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+
+    async def run(self, write: Callable[[Connection], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, write)
+
+    def _run(self, write: Callable[[Connection], _T]) -> _T:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return write(connection)
+
+    def close(self) -> None:
+        self._thread.submit(self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+
+def _sqlite_turn(engine: AsyncEngine) -> asyncio.Lock:
+    return _sqlite_turns.setdefault(engine, asyncio.Lock())
 
 
 def is_outage(error: Exception) -> bool:
@@ -131,11 +180,16 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError | PoolTimeoutError)
 
 
-def insert_into(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_into(
+    connection: AsyncConnection | Connection, table: Table
+) -> postgresql.Insert | sqlite.Insert:
     """An INSERT with `on_conflict_do_nothing` and `on_conflict_do_update`, for the database."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+    return insert_in(connection.dialect.name, table)
+
+
+def insert_in(dialect_name: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """As `insert_into`, for a dialect by its name."""
+    return postgresql.insert(table) if dialect_name == "postgresql" else sqlite.insert(table)
 
 
 def _parse(url: str) -> URL:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, event, func, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import Pool
 
 from services.gateway.account_store import AccountStore
 from services.gateway.audit import Actor, AuditLog
@@ -20,7 +21,7 @@ from services.gateway.tables import (
     metadata,
 )
 from services.runtime.errors import AlreadyExistsError, NotFoundError
-from services.storage.database import is_outage, open_engine
+from services.storage.database import close_engine, is_outage, open_engine
 from tests.gateway.actors import ACTOR
 
 NOVEMBER = Period(year=2026, month=11)
@@ -198,15 +199,22 @@ async def test_what_was_appended_can_be_neither_changed_nor_deleted(ledger, engi
             assert await connection.scalar(query) >= 1
 
 
-async def test_a_full_disk_takes_no_charge_and_loses_none(tmp_path):
-    """SQLite's own limit of pages stands for the disk's."""
+@pytest.fixture
+def limit():
+    """The pages that every connection to SQLite may fill."""
     limit = {"pages": 10**6}
-    opened = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
 
-    @event.listens_for(opened.sync_engine, "checkout")
     def hold_pages(connection, record, proxy):
         connection.execute(f"PRAGMA max_page_count = {limit['pages']}")
 
+    event.listen(Pool, "checkout", hold_pages)
+    yield limit
+    event.remove(Pool, "checkout", hold_pages)
+
+
+async def test_a_full_disk_takes_no_charge_and_loses_none(tmp_path, limit):
+    """SQLite's own limit of pages stands for the disk's."""
+    opened = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
     await migrate(opened)
     await AccountStore(engine=opened).create_account("acme", tier="free", actor=ACTOR)
     full = Ledger(engine=opened)
@@ -229,4 +237,4 @@ async def test_a_full_disk_takes_no_charge_and_loses_none(tmp_path):
         fresh = await charge(full, request_id="r" * 150 + str(number))
         assert fresh == (number not in taken)
     assert (await full.usage("acme", NOVEMBER)).request_count == 60
-    await opened.dispose()
+    await close_engine(opened)
