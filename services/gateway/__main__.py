@@ -1,11 +1,12 @@
 """`python -m services.gateway`: the gateway as a process, set up by the environment alone.
 
-It runs on uvloop's event loop; what that saves is within the noise of the measurements so far.
+It runs on uvloop's event loop, which takes a tenth of the time that a call spends here (ADR 22).
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 
 import uvloop
@@ -18,6 +19,8 @@ from services.runtime.logs import configure_logging
 from services.runtime.metrics import new_registry, serve_metrics
 from services.runtime.server import run_until_signal
 from services.runtime.settings import load
+
+_COLLECT_AFTER_OBJECTS = 10_000
 
 
 def main() -> int:
@@ -39,7 +42,18 @@ async def _serve(settings: GatewaySettings) -> int:
     registry = new_registry("gateway")
     with serve_metrics(settings.metrics_address, registry):
         async with open_gateway(settings, registry=registry) as gateway:
+            _leave_alone_what_stays()
             return await run_until_signal(gateway.server)
+
+
+def _leave_alone_what_stays() -> None:
+    """Spares the garbage collector what is there for good, and calls most of the collector.
+
+    What a call makes is freed by reference counting; cycles are left by few.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS)
 
 
 def _first_line(error: Exception) -> str:

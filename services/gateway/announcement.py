@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.gateway.admission import Admission
-from services.gateway.admission.headers import COST_KEY, LIMIT_PREFIX, credits_text
+from services.gateway.admission.headers import COST_KEY, credits_text
 from services.gateway.authentication import find_caller
 from services.gateway.tiers import TierCatalog, UnknownTierError
 from services.runtime.context import response_metadata
@@ -24,12 +24,13 @@ class LimitAnnouncer:
 
     async def announce(self) -> None:
         """See `services.runtime.context.Announce`."""
-        added, caller = response_metadata(), find_caller()
-        if caller is None or any(key.startswith(LIMIT_PREFIX) for key, _ in added.initial):
+        caller = find_caller()
+        if caller is None:
             return
         try:
             tier = self.tiers.get(caller.tier_name)
         except UnknownTierError:
             return
-        added.initial.extend(await self.admission.describe(caller.account, tier))
-        added.trailing.append((COST_KEY, credits_text(0)))
+        added = response_metadata().trailing
+        added.extend(await self.admission.describe(caller.account, tier))
+        added.append((COST_KEY, credits_text(0)))

@@ -115,12 +115,9 @@ class Authenticator:
 
     async def _authenticate(self, metadata: Metadata) -> Caller:
         text = _bearer_token(metadata)
-        if not is_well_formed(text):
-            raise UnauthenticatedError(
-                "this is not an API key, or it has a typo", reason="KEY_MALFORMED"
-            )
         digest = digest_key(text, self._pepper)
-        record, now = await self._find(digest), self._now()
+        record = self._keys.recall(digest) or await self._find(text, digest)
+        now = self._now()
         refusal = find_refusal(record, now)
         if refusal is not None:
             raise refusal
@@ -134,10 +131,12 @@ class Authenticator:
             scopes=record.scopes,
         )
 
-    async def _find(self, digest: bytes) -> KeyRecord:
-        record = self._keys.recall(digest)
-        if record is not None:
-            return record
+    async def _find(self, text: str, digest: bytes) -> KeyRecord:
+        """A key that was not remembered; one with a typo is not looked up."""
+        if not is_well_formed(text):
+            raise UnauthenticatedError(
+                "this is not an API key, or it has a typo", reason="KEY_MALFORMED"
+            )
         async with refused_as_unavailable(self._metrics, "keys cannot be checked now"):
             record = await self._keys.find_key(digest)
         if record is None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
@@ -175,17 +174,16 @@ class Backend:
         """Streams open on it from this gateway."""
         return self._in_flight
 
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Counts one stream as in flight inside the block."""
+    def occupy(self) -> None:
+        """Counts one stream more as in flight, until `release`."""
         self._in_flight += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+
+    def release(self) -> None:
+        """Counts one stream less."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
 
     async def watch(self) -> None:
         """Follows health and models until cancelled; reconnects with a growing delay."""

@@ -41,9 +41,11 @@ class GatewayMetrics:
             buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0),
             registry=registry,
         )
-        self.inflight = Gauge(
+        self.inflight_count = 0
+        """Streams being relayed now, counted by the relays."""
+        Gauge(
             "gateway_inflight", "Streams being relayed from a backend.", registry=registry
-        )
+        ).set_function(lambda: self.inflight_count)
         self.file_errors = Counter(
             "gateway_file_errors_total",
             "Versions of the file of tiers or prices that were refused; the last good one stayed.",
@@ -76,7 +78,7 @@ class GatewayMetrics:
         )
         self.near_limit = Counter(
             "gateway_near_limit_total",
-            "Requests let in that left less than a tenth of a limit.",
+            "Requests that were let in and left less than a tenth of a limit.",
             ["tier", "limit"],
             registry=registry,
         )

@@ -59,6 +59,7 @@ class BackendPool:
         self._resolve = resolve or resolve_name
         self._resolve_interval_s = resolve_interval_s
         self._backends: dict[str, Backend] = {}
+        self._models: dict[frozenset[int], Mapping[str, ServedModel]] = {}
         self._turn = 0
         self._conflicts: frozenset[str] = frozenset()
 
@@ -91,7 +92,7 @@ class BackendPool:
                 else:
                     group.create_task(self._follow_backend(target, asyncio.Event()))
 
-    def find_model(self, name: str, tasks: Collection[int]) -> ServedModel:
+    def find_model(self, name: str, tasks: frozenset[int]) -> ServedModel:
         """The model for one of `tasks` that a request means, as one of its backends lists it.
 
         A trained model, `base@name`, is as its base: whether it exists, and for whom, its backend
@@ -100,30 +101,18 @@ class BackendPool:
         Raises ModelNotFoundError naming what exists, InvalidRequestError when a name is needed,
         UnavailableError (NOT_READY) when no backend has ever told of such a model.
         """
-        models = {
-            model.name: model
-            for backend in self.backends
-            for model in backend.models.values()
-            if not model.tasks.isdisjoint(tasks)
-        }
-        known = sorted(models)
-        if not known:
+        models = self._models_for(tasks)
+        if name in models:
+            return models[name]
+        if not models:
             raise UnavailableError("no backend has been reached yet", reason="NOT_READY")
         if not name and (self._default_model in models or not self._default_does_another_task()):
             name = self._default_model
-        if not name and len(known) == 1:
-            return models[known[0]]
-        defaults = [model for model in models.values() if model.listing.is_default]
-        if not name and len(defaults) == 1:
-            return defaults[0]
         if not name:
-            text = f"several models exist, name one of: {', '.join(known)}"
-            raise InvalidRequestError(
-                [FieldViolation(field="model", reason="REQUIRED", description=text)]
-            )
+            return _default_of(models)
         base = base_name(name)
-        if base not in known:
-            raise ModelNotFoundError(name, known)
+        if base not in models:
+            raise ModelNotFoundError(name, sorted(models))
         return models[name] if name == base else replace(models[base], name=name)
 
     def choose(self, model: str, *, excluded: Collection[Backend] = ()) -> Backend:
@@ -164,6 +153,18 @@ class BackendPool:
         answers = await asyncio.gather(*(each.list_trained(request) for each in asked))
         found = {model.name: model for models in answers for model in models}
         return [found[name] for name in sorted(found)]
+
+    def _models_for(self, tasks: frozenset[int]) -> Mapping[str, ServedModel]:
+        """By name; kept until a backend changes."""
+        models = self._models.get(tasks)
+        if models is None:
+            models = self._models[tasks] = {
+                model.name: model
+                for backend in self.backends
+                for model in backend.models.values()
+                if not model.tasks.isdisjoint(tasks)
+            }
+        return models
 
     def _default_does_another_task(self) -> bool:
         return any(self._default_model in backend.models for backend in self.backends)
@@ -210,6 +211,7 @@ class BackendPool:
             self._backend_changed()
 
     def _backend_changed(self) -> None:
+        self._models.clear()
         offers = _offers(backend for backend in self.backends if backend.serving)
         conflicts = frozenset(
             name for name, offered in offers.items() if len({m.revision for m in offered}) > 1
@@ -222,6 +224,15 @@ class BackendPool:
             )
         self._conflicts = conflicts
         self._on_change()
+
+
+def _default_of(models: Mapping[str, ServedModel]) -> ServedModel:
+    """The only one, or the only one that its backend calls its default."""
+    defaults = [model for model in models.values() if model.listing.is_default or len(models) == 1]
+    if len(defaults) == 1:
+        return defaults[0]
+    text = f"several models exist, name one of: {', '.join(sorted(models))}"
+    raise InvalidRequestError([FieldViolation(field="model", reason="REQUIRED", description=text)])
 
 
 def _offers(backends: Iterable[Backend]) -> Mapping[str, Sequence[ServedModel]]:

@@ -15,7 +15,6 @@ Nothing here knows an account or a tier. A platform team sets its own prices wit
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -23,7 +22,7 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.gateway.configuration_file import read_configuration
-from services.storage.catalog import base_name
+from services.gateway.model_pattern import ANY_MODEL, matches_model
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
 MAX_RATE = 10**9
@@ -61,7 +60,7 @@ class PriceTable:
         """Raise ValueError when a model could be left without a price."""
         for kind in ("generation", "upscale", "training"):
             rates: tuple[Rate, ...] = getattr(self, kind)
-            if not rates or rates[-1].models != "*":
+            if not rates or rates[-1].models != ANY_MODEL:
                 raise ValueError(f"{kind}: the last rate must be for the models '*'")
 
     def price_artifact(self, *, model: str, width: int, height: int, step_count: int) -> int:
@@ -96,9 +95,9 @@ class Prices(Protocol):
 
 
 DEFAULT_PRICES = PriceTable(
-    generation=(Rate(models="*", millicredits=32),),  # 1024 × 1024, 30 steps: 1.007 credits
-    upscale=(Rate(models="*", millicredits=50),),  # 2048 × 2048: 0.21 credits
-    training=(Rate(models="*", millicredits=20),),  # 1000 steps: 20 credits
+    generation=(Rate(models=ANY_MODEL, millicredits=32),),  # 1024 × 1024, 30 steps: 1.007 credits
+    upscale=(Rate(models=ANY_MODEL, millicredits=50),),  # 2048 × 2048: 0.21 credits
+    training=(Rate(models=ANY_MODEL, millicredits=20),),  # 1000 steps: 20 credits
 )
 
 
@@ -110,7 +109,7 @@ class _RateEntry(BaseModel):
 
 
 def _check_rates(rates: list[_RateEntry]) -> list[_RateEntry]:
-    if not rates or rates[-1].models != "*":
+    if not rates or rates[-1].models != ANY_MODEL:
         raise ValueError("the last rate must be for the models '*'")
     return rates
 
@@ -144,8 +143,7 @@ def _table(entries: list[_RateEntry]) -> tuple[Rate, ...]:
 
 def _rate(rates: tuple[Rate, ...], model: str) -> int:
     """A trained model costs what its base costs."""
-    base = base_name(model)
-    return next(rate.millicredits for rate in rates if fnmatch.fnmatchcase(base, rate.models))
+    return next(rate.millicredits for rate in rates if matches_model(rate.models, model))
 
 
 def _divided(amount: int, by: int) -> int:

@@ -49,21 +49,21 @@ async def relay_events(
     backend = pool.choose(model)
     for is_last in (False, True):
         has_begun = False
-        with backend.occupied():
-            call = backend.stream(path)(
-                payload,
-                timeout=_remaining_s(request),
-                metadata=outgoing_metadata(request),
-            )
-            try:
-                async for event in call:
-                    has_begun = True
-                    yield event
-                return
-            except grpc.aio.AioRpcError as error:
-                failure = _failure(error, backend)
-            finally:
-                call.cancel()  # changes nothing when the call has ended
+        call = backend.stream(path)(
+            payload, timeout=_remaining_s(request), metadata=outgoing_metadata(request)
+        )
+        backend.occupy()
+        try:
+            # Read, not iterated: an iterator waits for one more message after the end.
+            while isinstance(event := await call.read(), bytes):
+                has_begun = True
+                yield event
+            return
+        except grpc.aio.AioRpcError as error:
+            failure = _failure(error, backend)
+        finally:
+            call.cancel()  # changes nothing when the call has ended
+            backend.release()
         if has_begun or is_last or failure.status_code is not grpc.StatusCode.UNAVAILABLE:
             raise failure
         backend = _replacement(pool, model, backend, failure)

@@ -16,7 +16,7 @@ from contextlib import aclosing
 import grpc
 import grpc.aio
 
-from services.gateway.admission import Admission, AdmissionRequest, admitted
+from services.gateway.admission import Admission, AdmissionRequest, Admitted
 from services.gateway.authentication import Caller, current_caller
 from services.gateway.backend import ServedModel
 from services.gateway.metrics import GatewayMetrics
@@ -24,7 +24,7 @@ from services.gateway.pool import BackendPool
 from services.gateway.relay import relay_events
 from services.gateway.relayed_method import Order, RelayedMethod
 from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
-from services.runtime.context import RequestContext, current_request, response_metadata
+from services.runtime.context import RequestContext, current_request
 from services.runtime.errors import InvalidRequestError, PermissionDeniedError, StateError
 
 _DIGEST_BYTES = 16
@@ -51,7 +51,7 @@ class RelayServicer:
         self._pool = pool
         self._admission = admission
         self._tiers = tiers
-        self._inflight = metrics.inflight
+        self._metrics = metrics
 
     @property
     def service(self) -> str:
@@ -77,9 +77,7 @@ class RelayServicer:
         _check(order, tier)
         digest = await _digest(caller.account, self._path, order.payload)
         question = self._question(request, caller, tier, order, digest)
-        async with admitted(self._admission, question) as running:
-            added = response_metadata()
-            added.initial.extend(running.lease.opening_metadata())
+        async with Admitted(self._admission, question) as running:
             events = relay_events(
                 self._pool,
                 self._path,
@@ -87,18 +85,18 @@ class RelayServicer:
                 payload=self._settled(order, digest, request),
                 request=request,
             )
+            self._metrics.inflight_count += 1
             try:
-                with self._inflight.track_inprogress():
-                    async with aclosing(events):
-                        async for event in events:
-                            chunk = self._method.artifact_in(event)
-                            if chunk is not None:
-                                running.delivered.size_bytes += chunk.size_bytes
-                                if chunk.is_last:
-                                    await running.charge(chunk.index)
-                            yield event
+                async with aclosing(events):
+                    async for event in events:
+                        chunk = self._method.artifact_in(event)
+                        if chunk is not None:
+                            running.delivered.size_bytes += chunk.size_bytes
+                            if chunk.is_last:
+                                await running.charge(chunk.index)
+                        yield event
             finally:
-                added.trailing.extend(running.lease.closing_metadata())
+                self._metrics.inflight_count -= 1
 
     def _settled(self, order: Order, digest: bytes, request: RequestContext) -> bytes:
         if not order.has_chances:

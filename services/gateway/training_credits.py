@@ -21,7 +21,7 @@ import grpc.aio
 from sqlalchemy.exc import SQLAlchemyError
 
 from limner.v1 import training_pb2
-from services.gateway.admission import Admission, AdmissionRequest, Admitted, admitted
+from services.gateway.admission import Admission, AdmissionRequest, Admitted
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.outage import refused_as_unavailable
 from services.gateway.tiers import Tier
@@ -52,7 +52,6 @@ class Reservation:
     """An attempt on its way to the trainer."""
 
     hold: Hold
-    running: Admitted
     taken: bool = False
     """The trainer has it, under this very hold."""
 
@@ -94,10 +93,10 @@ class TrainingCredits:
             artifact_millicredits=hold.millicredits,
             artifact_count=1,
         )
-        async with admitted(self._admission, question) as running:
+        async with Admitted(self._admission, question) as running:
             async with refused_as_unavailable(self._metrics):
                 await self._holds.open(hold)
-            reservation = Reservation(hold=hold, running=running)
+            reservation = Reservation(hold=hold)
             try:
                 yield reservation
             except LimnerError as error:

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from limner.v1 import training_pb2 as pb
-from services.gateway.admission import Admission, AdmissionRequest, admitted
+from services.gateway.admission import Admission, AdmissionRequest, Admitted
 from services.gateway.admission.headers import ESTIMATE_KEY, credits_text
 from services.gateway.authentication import Caller, current_caller
 from services.gateway.pricing import Prices
@@ -86,8 +86,7 @@ class TrainingServicer:
         try:
             caller, tier = self._caller()
             question = self._free_question(caller, tier)
-            async with admitted(self._admission, question) as running:
-                response_metadata().initial.extend(running.lease.opening_metadata())
+            async with Admitted(self._admission, question):
                 return await self._link.upload(
                     "UploadDataset", payloads, metadata=_metadata(), timeout_s=_remaining_s()
                 )
@@ -103,7 +102,7 @@ class TrainingServicer:
         hold = self._hold(caller, planned)
         if asked.validate_only or planned.id:
             estimate = 0 if planned.id else hold.millicredits
-            response_metadata().initial.append((ESTIMATE_KEY, credits_text(estimate)))
+            response_metadata().trailing.append((ESTIMATE_KEY, credits_text(estimate)))
             return pb.CreateTrainingJobResponse(job=planned).SerializeToString()
         request = current_request()
         async with self._credits.reserved(hold, request, tier) as reservation:
@@ -203,7 +202,6 @@ class TrainingServicer:
         )
 
     async def _reserving(self, name: str, payload: bytes, reservation: Reservation) -> bytes:
-        response_metadata().initial.extend(reservation.running.lease.opening_metadata())
         metadata = (*_metadata(), (RESERVATION_KEY, reservation.hold.id))
         return await self._link.call(name, payload, metadata=metadata, timeout_s=_remaining_s())
 

@@ -75,21 +75,17 @@ class RequestContext:
 
 @dataclass(kw_only=True, slots=True)
 class ResponseMetadata:
-    """What a handler adds to the metadata of its answer, lower-case keys.
+    """What a handler adds to the metadata of its answer, be it a failure; sent with the status."""
 
-    `initial` goes with the first response, and into the trailers of a call that fails before one;
-    `trailing` comes at the end.
-    """
-
-    initial: list[tuple[str, str]] = field(default_factory=list)
     trailing: list[tuple[str, str]] = field(default_factory=list)
+    """Lower-case keys."""
     is_announced: bool = False
-    """Whether the server's `Announce` was asked."""
+    """Whether what the server's `Announce` would add is there, or was asked for."""
 
 
 Announce: TypeAlias = Callable[[], Awaitable[None]]
 """Adds to `response_metadata` what every answer of a server carries, unless the handler did; asked
-before the first metadata of an answer leaves, in the task of the call."""
+before the metadata of an answer leaves, in the task of the call."""
 
 
 async def announce_nothing() -> None:
@@ -135,13 +131,16 @@ def new_request_context(metadata: Metadata, remaining_s: float | None) -> Reques
 
 
 def outgoing_metadata(request: RequestContext) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that tells a backend what this server knows about the call."""
-    return (
-        (REQUEST_ID_KEY, request.request_id),
-        (ACCOUNT_KEY, request.account),
-        (PRIORITY_KEY, str(request.priority)),
-        (QUEUE_SHARE_KEY, str(request.queue_share)),
-    )
+    """Return the metadata that tells a backend what this server knows about the call.
+
+    What is as `Identity` has it by default is left out.
+    """
+    told = [(REQUEST_ID_KEY, request.request_id), (ACCOUNT_KEY, request.account)]
+    if request.priority:
+        told.append((PRIORITY_KEY, str(request.priority)))
+    if request.queue_share != 1:
+        told.append((QUEUE_SHARE_KEY, str(request.queue_share)))
+    return tuple(told)
 
 
 async def identity_from_metadata(metadata: Metadata) -> Identity:
@@ -159,7 +158,10 @@ async def identity_from_metadata(metadata: Metadata) -> Identity:
 
 def first_value(metadata: Metadata, key: str) -> str | None:
     """Return the first text value under `key` (lower case), or None."""
-    return next((value for name, value in metadata if name == key and isinstance(value, str)), None)
+    for name, value in metadata:
+        if name == key and isinstance(value, str):
+            return value
+    return None
 
 
 def _request_id(sent: str | None) -> str:

@@ -3,7 +3,9 @@
 One interceptor does it all, in one frame around the handler, so that a call is refused, mapped,
 logged and counted at one place whatever its kind. Registered by `services.runtime.server`.
 Handlers are coroutines (one response) or async generators (a stream) that raise LimnerError; they
-never touch the status, and leave the initial metadata to this module. Health and reflection pass.
+never touch the status nor the metadata. Metadata goes out with the status, of answers as of
+refusals: apart, before the first response, it would take as long to send as a response does, and a
+client could not retry what has begun. Health and reflection pass.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -95,9 +97,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # A coroutine even for a stream: a cancelled write is raised here, where the handler's
         # generator is closed at once, instead of whenever the garbage collector finds it.
         async def serve(request: Any, context: _Context) -> Any:
-            return await self._serve(
-                metrics, context, lambda: respond(behaviour, request, context, self._announce)
-            )
+            return await self._serve(metrics, context, lambda: respond(behaviour, request, context))
 
         return _WRAPPERS[method.type](
             serve, handler.request_deserializer, handler.response_serializer
@@ -112,21 +112,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         metadata = cast("Metadata", context.invocation_metadata() or ())
         # The task is the call's own: nothing needs to be reset.
         set_current_request(new_request_context(metadata, context.time_remaining()))
-        added = response_metadata()
         try:
             with self._calls.entered():
                 set_current_request(current_request().made_by(await self._identify(metadata)))
                 response = await respond()
-                if added.trailing:
-                    context.set_trailing_metadata(tuple(added.trailing))
+                context.set_trailing_metadata(
+                    ((REQUEST_ID_KEY, current_request().request_id), *await self._told())
+                )
         except BaseException as error:  # every end of a call is counted and logged
             code, refusal = self._outcome(error, context)
             _record(metrics, code, time.perf_counter() - started)
             if refusal is not None:
-                await _abort(context, refusal, self._announce)
+                told = response_metadata().trailing if refusal.tells_all else await self._told()
+                await _abort(context, refusal, told)
             raise
-        _record(metrics, grpc.StatusCode.OK, time.perf_counter() - started)
+        duration_s = time.perf_counter() - started
+        # Once the status is on its way, so that no client waits for counting and logging.
+        asyncio.get_running_loop().call_soon(_record, metrics, grpc.StatusCode.OK, duration_s)
         return response
+
+    async def _told(self) -> Sequence[tuple[str, str]]:
+        """What the handler adds to its answer, and what every answer of the server carries."""
+        added = response_metadata()
+        if not added.is_announced:
+            added.is_announced = True
+            await self._announce()
+        return added.trailing
 
     def _outcome(
         self, error: BaseException, context: _Context
@@ -176,45 +187,17 @@ def _record(metrics: MethodMetrics, code: grpc.StatusCode, duration_s: float) ->
 
 
 async def _respond_with_one(
-    behaviour: Callable[..., Awaitable[T]], request: Any, context: _Context, announce: Announce
+    behaviour: Callable[..., Awaitable[T]], request: Any, context: _Context
 ) -> T:
-    response = await behaviour(request, context)
-    await _send_initial_metadata(context, announce)
-    return response
+    return await behaviour(request, context)
 
 
 async def _respond_with_stream(
-    behaviour: Callable[..., AsyncGenerator[Any, None]],
-    request: Any,
-    context: _Context,
-    announce: Announce,
+    behaviour: Callable[..., AsyncGenerator[Any, None]], request: Any, context: _Context
 ) -> None:
-    # Initial metadata goes with the first response: sent earlier, it would commit the call and a
-    # client could no longer retry a refusal.
-    sent = False
     async with aclosing(behaviour(request, context)) as responses:
         async for response in responses:
-            if not sent:
-                await _send_initial_metadata(context, announce)
-                sent = True
             await _while_client_listens(context.write(response))
-    if not sent:
-        await _send_initial_metadata(context, announce)
-
-
-async def _send_initial_metadata(context: _Context, announce: Announce) -> None:
-    await _announce_once(announce)
-    added = response_metadata().initial
-    metadata = ((REQUEST_ID_KEY, current_request().request_id), *added)
-    added.clear()  # what was sent is not repeated in the trailers
-    await _while_client_listens(context.send_initial_metadata(metadata))
-
-
-async def _announce_once(announce: Announce) -> None:
-    added = response_metadata()
-    if not added.is_announced:
-        added.is_announced = True
-        await announce()
 
 
 async def _while_client_listens(sending: Awaitable[None]) -> None:
@@ -227,12 +210,9 @@ async def _while_client_listens(sending: Awaitable[None]) -> None:
         raise
 
 
-async def _abort(context: _Context, error: LimnerError, announce: Announce) -> None:
+async def _abort(context: _Context, error: LimnerError, told: Sequence[tuple[str, str]]) -> None:
     status = wire_status(error, current_request().request_id)
-    if not error.tells_all:
-        await _announce_once(announce)
-    added = response_metadata()
-    trailers = (*status.trailers, *fitting(status, (*added.initial, *added.trailing)))
+    trailers = (*status.trailers, *fitting(status, told))
     await context.abort(status.code, status.message, trailers)
 
 

@@ -48,10 +48,7 @@ class CountedLease:
         await asyncio.sleep(0.001)
         self.charged.append(index)
 
-    def opening_metadata(self) -> MetadataPairs:
-        return ()
-
-    def closing_metadata(self) -> MetadataPairs:
+    def metadata(self) -> MetadataPairs:
         return ()
 
     async def settle(self, delivered: Delivery) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.admission import AdmissionRequest, admitted
+from services.gateway.admission import AdmissionRequest, Admitted
 from services.gateway.tiers import BUILT_IN_TIERS
 from services.runtime.errors import QueueFullError
 
@@ -39,6 +39,9 @@ class SlowLease:
     async def refund(self):
         await self._close("refund")
 
+    def metadata(self):
+        return ()
+
     async def _close(self, name):
         self.begun.append(name)
         await self.gate.wait()
@@ -60,7 +63,7 @@ class SlowAdmission:
 
 
 async def run(admission, artifact_count=0, then=None):
-    async with admitted(admission, REQUEST) as running:
+    async with Admitted(admission, REQUEST) as running:
         for index in range(artifact_count):
             await running.charge(index)
         if then is not None:
@@ -141,7 +144,7 @@ async def test_a_rejection_leaves_no_lease(slow):
 
     entered = False
     with pytest.raises(QueueFullError):
-        async with admitted(Full(), REQUEST):
+        async with Admitted(Full(), REQUEST):
             entered = True
     assert not entered
 

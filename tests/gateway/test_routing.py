@@ -244,14 +244,15 @@ async def test_an_address_that_leaves_a_name_lets_its_streams_end():
         running = asyncio.create_task(pool.run())
         await until(lambda: sum(b.serving for b in pool.backends) == 2)
         leaving = next(b for b in pool.backends if b.address == one.address)
-        with leaving.occupied():
-            request = GenerateImageRequest(prompt="step by step")
-            events = aiter(leaving.stream(PATH)(request.SerializeToString()))
-            await anext(events)
-            addresses.discard(one.address)
-            await until(lambda: [b.address for b in pool.backends] == [other.address])
-            one.more.set()
-            assert [event async for event in events]
+        leaving.occupy()
+        request = GenerateImageRequest(prompt="step by step")
+        events = aiter(leaving.stream(PATH)(request.SerializeToString()))
+        await anext(events)
+        addresses.discard(one.address)
+        await until(lambda: [b.address for b in pool.backends] == [other.address])
+        one.more.set()
+        assert [event async for event in events]
+        leaving.release()
         addresses.clear()  # a name server that knows nothing takes no backend away
         await asyncio.sleep(0.1)
         assert [b.address for b in pool.backends] == [other.address]

@@ -54,7 +54,7 @@ async def test_a_training_is_reserved_whole_and_costs_its_steps(
         assert await _charged(behind) == 0
         call = behind.stub.CreateTrainingJob(create_request(dataset), metadata=behind.key)
         job = (await call).job
-        headers = dict(await call.initial_metadata())
+        headers = dict(await call.trailing_metadata())
         assert headers["x-limner-estimated-credits"] == "0.08"
         assert headers["x-ratelimit-remaining-credits"] == "0.92"
         assert await _charged(behind) == WHOLE

@@ -52,7 +52,7 @@ async def failure_of(call: Any) -> grpc.aio.AioRpcError:
 async def test_a_request_id_is_made_and_returned(running: Running) -> None:
     call = running.stub.GenerateImage(Request())
     [response] = [response async for response in call]
-    sent = dict(await call.initial_metadata())["x-request-id"]
+    sent = dict(await call.trailing_metadata())["x-request-id"]
     assert len(sent) == 32
     assert response.accepted.request_id == sent
 
@@ -61,7 +61,7 @@ async def test_a_usable_request_id_of_the_caller_is_kept(running: Running) -> No
     call = running.stub.GenerateImage(Request(), metadata=[("x-request-id", "mine-1")])
     [response] = [response async for response in call]
     assert response.accepted.request_id == "mine-1"
-    assert dict(await call.initial_metadata())["x-request-id"] == "mine-1"
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-1"
 
 
 async def test_an_overlong_request_id_is_replaced(running: Running) -> None:
@@ -178,7 +178,7 @@ async def test_all_four_kinds_are_served_refused_and_counted(
             received = [response async for response in call]
         else:
             received = [await call]
-        assert dict(await call.initial_metadata())["x-request-id"] == "r"
+        assert dict(await call.trailing_metadata())["x-request-id"] == "r"
         return received
 
     assert await responses(sends) == expected

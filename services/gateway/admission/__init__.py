@@ -12,7 +12,6 @@ from services.gateway.admission.lease import (
     Delivery,
     Lease,
     MetadataPairs,
-    admitted,
 )
 from services.gateway.admission.refusals import AlreadyRunningError, LimitReachedError
 
@@ -26,5 +25,4 @@ __all__ = [
     "Lease",
     "LimitReachedError",
     "MetadataPairs",
-    "admitted",
 ]

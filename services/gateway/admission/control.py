@@ -17,7 +17,9 @@ import itertools
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from services.gateway.admission.guard import GuardedStore, LocalBuckets
 from services.gateway.admission.guarded_ledger import (
@@ -26,7 +28,7 @@ from services.gateway.admission.guarded_ledger import (
     Ledger,
     LedgerDownError,
 )
-from services.gateway.admission.headers import Standing, standing_metadata, standings
+from services.gateway.admission.headers import standing_metadata, standings
 from services.gateway.admission.held_lease import Heart, HeldLease
 from services.gateway.admission.lease import AdmissionRequest, Lease, MetadataPairs
 from services.gateway.admission.reconciliation import Reconciliation
@@ -105,8 +107,11 @@ class AdmissionControl:
         Raises LimitReachedError, AlreadyRunningError, and UnavailableError when the outage policy
         says so; nothing is consumed then.
         """
-        with self._metrics.admission_seconds.time():
+        started = time.perf_counter()
+        try:
             return await self._admit(request)
+        finally:
+            self._metrics.admission_seconds.observe(time.perf_counter() - started)
 
     async def describe(self, account: str, tier: Tier) -> MetadataPairs:
         """Where the account's limits stand; empty while the store or the ledger is away."""
@@ -197,7 +202,6 @@ class AdmissionControl:
         store: AdmissionStore,
         decided: Decided,
     ) -> Lease:
-        told = standings(claim.limits, granted.usage)
         if granted.reached is not None:
             decided = "shadow"
             extra = {
@@ -208,7 +212,6 @@ class AdmissionControl:
             }
             _log.info("a limit that is not enforced was reached", extra=extra)
         self._count(request, decided)
-        self._count_near(request, told)
         self._metrics.count_credits("reserved", request.estimate_millicredits)
         lease = HeldLease(
             request=request,
@@ -216,7 +219,7 @@ class AdmissionControl:
             store=store,
             ledger=self._ledger,
             heart=self._heart,
-            standing=standing_metadata(told),
+            tell_standing=partial(self._tell_standing, request.tier.name, claim.limits, granted),
             is_doubtful=decided == "degraded",
         )
         self._heart.held[claim.ticket] = lease
@@ -252,10 +255,13 @@ class AdmissionControl:
     def _count(self, request: AdmissionRequest, decided: Decided) -> None:
         self._metrics.count_admission(request.tier.name, request.service, decided)
 
-    def _count_near(self, request: AdmissionRequest, told: Mapping[Limit, Standing]) -> None:
+    def _tell_standing(self, tier_name: str, limits: Limits, granted: Granted) -> MetadataPairs:
+        """Where the limits stood when the request was let in; those nearly reached are counted."""
+        told = standings(limits, granted.usage)
         for limit, standing in told.items():
             if standing.is_near:
-                self._metrics.near_limit.labels(request.tier.name, limit.value).inc()
+                self._metrics.near_limit.labels(tier_name, limit.value).inc()
+        return standing_metadata(told)
 
     def _count_expired(self, expired: Expired) -> None:
         if expired.lease_count:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from services.gateway.admission.memory_store import InMemoryStore
 from services.gateway.admission.store import (
@@ -29,6 +29,7 @@ from services.gateway.admission.store import (
 )
 from services.gateway.metrics import GatewayMetrics
 
+_P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 
 _FAILURES_TO_OPEN = 3
@@ -87,14 +88,15 @@ class GuardedStore:
 
     async def admit(self, claim: Claim) -> Decision:
         """See `AdmissionStore`."""
-        return await self._guarded(lambda: self._store.admit(claim))
+        return await self._guarded(self._store.admit, claim)
 
     async def renew(self, ticket: Ticket, *, reserve_millicredits: int, lease_ms: int) -> Renewal:
         """See `AdmissionStore`."""
         return await self._guarded(
-            lambda: self._store.renew(
-                ticket, reserve_millicredits=reserve_millicredits, lease_ms=lease_ms
-            )
+            self._store.renew,
+            ticket,
+            reserve_millicredits=reserve_millicredits,
+            lease_ms=lease_ms,
         )
 
     async def close(
@@ -107,27 +109,24 @@ class GuardedStore:
     ) -> bool:
         """See `AdmissionStore`."""
         return await self._guarded(
-            lambda: self._store.close(
-                ticket,
-                request_count=request_count,
-                charged_millicredits=charged_millicredits,
-                is_doubtful=is_doubtful,
-            )
+            self._store.close,
+            ticket,
+            request_count=request_count,
+            charged_millicredits=charged_millicredits,
+            is_doubtful=is_doubtful,
         )
 
     async def snapshot(self, account: str) -> Snapshot:
         """See `AdmissionStore`."""
-        return await self._guarded(lambda: self._store.snapshot(account))
+        return await self._guarded(self._store.snapshot, account)
 
     async def set_balance(self, account: str, balance: Balance, *, revision: int) -> bool:
         """See `AdmissionStore`."""
-        return await self._guarded(
-            lambda: self._store.set_balance(account, balance, revision=revision)
-        )
+        return await self._guarded(self._store.set_balance, account, balance, revision=revision)
 
     async def sweep(self, account: str) -> Expired:
         """See `AdmissionStore`."""
-        return await self._guarded(lambda: self._store.sweep(account))
+        return await self._guarded(self._store.sweep, account)
 
     def accounts(self) -> AsyncIterator[str]:
         """See `AdmissionStore`; a failure is not counted here, the next verb will meet it."""
@@ -137,11 +136,13 @@ class GuardedStore:
         """See `AdmissionStore`."""
         await self._store.close_store()
 
-    async def _guarded(self, verb: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _guarded(
+        self, verb: Callable[_P, Awaitable[_Result]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _Result:
         if not self._breaker.allows():
             raise StoreError("the store is away")
         try:
-            result = await verb()
+            result = await verb(*args, **kwargs)
         except StoreError as error:
             if not self._breaker.is_failing:
                 _log.warning("the admission store does not answer", extra={"why": str(error)})

@@ -5,7 +5,7 @@
     x-ratelimit-reset-NAME       seconds until it is all there again
 
 for the names `requests`, `concurrency`, `quota` and `credits`; a limit that the tier does not have
-is not told. Credits are decimal. Used on admitted calls, refusals and look-ups alike.
+is not told. Credits are decimal. Sent with the status of answers, refusals and look-ups.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def _standings(limits: Limits, usage: Usage) -> Iterator[tuple[Limit, Standing]]
     slots = max(0, limits.concurrent_requests - usage.running_count)
     # When a running request will end is not known.
     yield Limit.CONCURRENCY, _standing(limits.concurrent_requests, slots, 0 if slots else 1)
+    if limits.monthly_requests is None and limits.monthly_millicredits is None:
+        return
     month_s = _seconds(max(0, month_end_ms(usage.period) - usage.now_ms))
     if limits.monthly_requests is not None:
         left = limits.monthly_requests - usage.request_count - usage.running_count

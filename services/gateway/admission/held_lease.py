@@ -107,9 +107,11 @@ class Heart:
             self._count(lease)
 
     def _count(self, lease: HeldLease) -> None:
-        self.metrics.count_credits("settled", lease.charged_millicredits)
-        refunded = lease.request.estimate_millicredits - lease.charged_millicredits
-        self.metrics.count_credits("refunded", max(0, refunded))
+        charged = lease.charged_millicredits
+        if charged:
+            self.metrics.count_credits("settled", charged)
+        if charged < lease.request.estimate_millicredits:
+            self.metrics.count_credits("refunded", lease.request.estimate_millicredits - charged)
 
     async def _renew_all(self) -> None:
         for lease in list(self.held.values()):
@@ -145,7 +147,8 @@ class HeldLease:
     store: AdmissionStore
     ledger: GuardedLedger
     heart: Heart
-    standing: MetadataPairs
+    tell_standing: Callable[[], MetadataPairs]
+    """Where the limits stood when the lease was made."""
     charged_millicredits: int = 0
     new_request_count: int = 0
     is_doubtful: bool = False
@@ -188,11 +191,11 @@ class HeldLease:
         """See `Lease`."""
         await self.heart.end(self)
 
-    def opening_metadata(self) -> MetadataPairs:
+    def metadata(self) -> MetadataPairs:
         """See `Lease`."""
-        estimate = credits_text(self.request.estimate_millicredits)
-        return [*self.standing, (ESTIMATE_KEY, estimate)]
-
-    def closing_metadata(self) -> MetadataPairs:
-        """See `Lease`."""
-        return [(COST_KEY, credits_text(self.charged_millicredits))]
+        estimate, charged = self.request.estimate_millicredits, self.charged_millicredits
+        return (
+            *self.tell_standing(),
+            (ESTIMATE_KEY, credits_text(estimate)),
+            (COST_KEY, credits_text(charged)),
+        )

@@ -1,7 +1,7 @@
 """A request that was let in, and the promise that it ends exactly once.
 
 The relay asks an `Admission` once per request, after the key, the model and the price are known and
-before a backend is. `admitted` closes the lease that it gets under success, failure and
+before a backend is. `Admitted` closes the lease that it gets under success, failure and
 cancellation: `settle` when a picture was charged, `refund` when none was.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from services.gateway.tiers import Tier
+from services.runtime.context import response_metadata
 
 _Result = TypeVar("_Result")
 
@@ -75,11 +76,9 @@ class Lease(Protocol):
     async def refund(self) -> None:
         """Ends the lease, nothing having been charged."""
 
-    def opening_metadata(self) -> MetadataPairs:
-        """For the beginning of the answer: where the limits stand, and the estimate."""
-
-    def closing_metadata(self) -> MetadataPairs:
-        """For its end: what was charged."""
+    def metadata(self) -> MetadataPairs:
+        """For the answer: where the limits stood when the request was let in, the estimate, and
+        what was charged. Asked once, at the end."""
 
 
 class Admission(Protocol):
@@ -98,12 +97,41 @@ class Admission(Protocol):
         """Heeds what the ledger has of the account, as after a grant."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """A running request: its lease, and what was delivered so far."""
+    """A request that is admitted for the length of a block, and what was delivered so far.
+
+    At the end the answer of the call that the task serves is told what the lease has to tell.
+    The lease is closed exactly once, under success, failure and cancellation. A caller pays for the
+    artifacts that were charged inside, also when the call failed or was cancelled after them, and
+    for nothing else.
+    """
+
+    __slots__ = ("_admission", "_request", "delivered", "lease")
 
     lease: Lease
-    delivered: Delivery = field(default_factory=Delivery)
+
+    def __init__(self, admission: Admission, request: AdmissionRequest) -> None:
+        self._admission = admission
+        self._request = request
+        self.delivered = Delivery()
+
+    async def __aenter__(self) -> Self:
+        """Raises as `Admission.admit` does."""
+        self.lease = await _admit(self._admission, self._request)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lease, delivered = self.lease, self.delivered
+        closing = lease.settle(delivered) if delivered.artifact_count else lease.refund()
+        await (closing if lease.is_immediate else _finish(closing))
+        answer = response_metadata()
+        answer.is_announced = True
+        answer.trailing.extend(lease.metadata())
 
     async def charge(self, index: int) -> None:
         """Charges an artifact; a caller that goes meanwhile does not undo it."""
@@ -112,23 +140,6 @@ class Admitted:
     async def _charge(self, index: int) -> None:
         await self.lease.charge(index)
         self.delivered.artifact_count += 1
-
-
-@asynccontextmanager
-async def admitted(admission: Admission, request: AdmissionRequest) -> AsyncIterator[Admitted]:
-    """Admits `request` for the length of the block and closes the lease exactly once.
-
-    A caller pays for the artifacts that were charged inside, also when the call failed or was
-    cancelled after them, and for nothing else.
-    """
-    lease = await _admit(admission, request)
-    running = Admitted(lease=lease)
-    try:
-        yield running
-    finally:
-        delivered = running.delivered
-        closing = lease.settle(delivered) if delivered.artifact_count else lease.refund()
-        await (closing if lease.is_immediate else _finish(closing))
 
 
 async def _admit(admission: Admission, request: AdmissionRequest) -> Lease:

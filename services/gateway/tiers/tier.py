@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from services.storage.catalog import base_name
+from services.gateway.model_pattern import ANY_MODEL, matches_model
 
 DEFAULT_TIER = "free"
 """Of accounts that are created without naming one."""
@@ -47,8 +46,7 @@ class Tier:
 
     def allows_model(self, model: str) -> bool:
         """Whether a pattern of the tier matches the model's name; of a trained one, its base's."""
-        base = base_name(model)
-        return any(fnmatch.fnmatchcase(base, pattern) for pattern in self.models)
+        return any(matches_model(pattern, model) for pattern in self.models)
 
 
 _BUILT_IN = (
@@ -59,7 +57,7 @@ _BUILT_IN = (
         concurrent_requests=1,
         monthly_requests=1_000,
         monthly_millicredits=500_000,
-        models=("*",),
+        models=(ANY_MODEL,),
         max_pixels=1024 * 1024,
         max_step_count=50,
         max_sample_count=4,
@@ -74,7 +72,7 @@ _BUILT_IN = (
         concurrent_requests=4,
         monthly_requests=50_000,
         monthly_millicredits=25_000_000,
-        models=("*",),
+        models=(ANY_MODEL,),
         max_pixels=2048 * 2048,
         max_step_count=100,
         max_sample_count=8,
@@ -89,7 +87,7 @@ _BUILT_IN = (
         concurrent_requests=32,
         monthly_requests=None,
         monthly_millicredits=None,
-        models=("*",),
+        models=(ANY_MODEL,),
         max_pixels=4096 * 4096,
         max_step_count=500,
         max_sample_count=16,
@@ -104,7 +102,7 @@ _BUILT_IN = (
         concurrent_requests=_NO_LIMIT,
         monthly_requests=None,
         monthly_millicredits=None,
-        models=("*",),
+        models=(ANY_MODEL,),
         max_pixels=_NO_LIMIT,
         max_step_count=_NO_LIMIT,
         max_sample_count=_NO_LIMIT,

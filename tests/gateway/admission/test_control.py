@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.admission import Delivery, LimitReachedError, admitted
+from services.gateway.admission import Admitted, Delivery, LimitReachedError
 from services.gateway.admission.held_lease import LOOK_INTERVAL_S
 from services.gateway.admission.memory_store import InMemoryStore
 from services.gateway.admission.redis_store import RedisStore
@@ -63,7 +63,7 @@ async def test_a_caller_that_leaves_at_any_moment_leaves_no_lease(
     any_store_url, ledger, wait_count
 ):
     async def draw(control):
-        async with admitted(control, request()) as drawing:
+        async with Admitted(control, request()) as drawing:
             await drawing.charge(0)
 
     async with running(new_store(any_store_url), ledger) as it:

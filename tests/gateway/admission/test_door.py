@@ -294,7 +294,7 @@ async def told_by(call):
         pairs = [*error.initial_metadata(), *error.trailing_metadata()]
     names = [key for key, _ in pairs]
     twice = {name for name in names if names.count(name) > 1}
-    assert twice <= {"x-request-id"}  # a stream that fails says it at its end again
+    assert not twice
     return set(names)
 
 
@@ -308,10 +308,6 @@ async def test_every_call_tells_all_limits_the_request_id_and_the_cost(
         account = account_pb2_grpc.AccountServiceStub(gate.channel)
         admin = admin_pb2_grpc.AdminServiceStub(gate.channel)
         key = {"metadata": gate.authorization}
-        watch = account.WatchUsage(account_pb2.WatchUsageRequest(), **key)
-        await watch.read()
-        assert {each for each, _ in await watch.initial_metadata()} >= {*LIMITS, "x-request-id"}
-        watch.cancel()
         for call in (
             gate.generate(),
             gate.generate("refuse"),  # by the backend
