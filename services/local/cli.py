@@ -20,7 +20,7 @@ from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.client import LimnerError
-from services.client.cli.failure import describe
+from services.client.cli.failure import describe, describe_os_error
 from services.client.cli.output import check_writable
 from services.gateway.pepper import PepperError
 from services.local.demo import draw
@@ -106,9 +106,12 @@ def _run(console: Console, work: Coroutine[None, None, None], settings: SuiteSet
         _fail(console, describe(error))
     except SQLAlchemyError as error:
         _fail(console, f"limner: the database cannot be used: {str(error).splitlines()[0]}")
-    except (OSError, PepperError) as error:
+    except OSError as error:
+        _fail(console, describe_os_error(error))
+    except PepperError as error:
         _fail(console, f"limner: {error}")
-    console.print(Text(f"  logs: {settings.data.logs}"), soft_wrap=True)
+    if settings.data.logs.is_dir():
+        console.print(Text(f"  logs: {settings.data.logs}"), soft_wrap=True)
     return _FAILED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from google.rpc import error_details_pb2
 
 from limner.v1 import generation_pb2, model_pb2
 from services.client.cli.app import run
+from services.client.cli.failure import describe_os_error
 from services.client.cli.plugins import CommandGroup, load
 from services.client.files import write_whole
 from tests.client import scripted_server as script
@@ -293,6 +295,23 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert files(tmp_path) == {"d.png", "link.png"}
 
 
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as raised:
+        write_whole("gone/d.png", b"data")
+    assert (raised.value.filename, raised.value.strerror) == (
+        "gone/d.png",
+        "No such file or directory",
+    )
+    (tmp_path / "d.png").mkdir()
+    with pytest.raises(IsADirectoryError) as into_folder:
+        write_whole("d.png", b"data")
+    assert into_folder.value.filename == "d.png"
+    assert files(tmp_path) == {"d.png"}
+
+
 def _refuse(self: Path, target: Path) -> Path:
     raise OSError("refused")
 
@@ -342,3 +361,18 @@ def test_a_broken_command_of_our_own_is_not_hidden() -> None:
     broken = EntryPoint(name="x", value="services.nowhere.cli:app", group="limner.commands")
     with pytest.raises(ModuleNotFoundError):
         load(broken)
+
+
+def test_a_picture_that_the_disk_cannot_hold_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "apple.png"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as failure:
+            write_whole(path, b"x" * 2**21)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert describe_os_error(failure.value) == f"limner: {path}: File too large"
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from services.client.cli.app import run
 from services.gateway.audit import Actor
 from services.gateway.key_format import digest_key, is_well_formed
 from services.gateway.key_store import KeyStore
@@ -120,6 +121,11 @@ def test_models_that_are_folders_can_be_trained_from(tmp_path: Path) -> None:
     assert settings.diffusion().environment["LIMNER_DIFFUSION_CATALOG_DIR"] == catalog
     address = settings.gateway("pepper", trains=True).environment["LIMNER_GATEWAY_TRAINER"]
     assert address == settings.trainer().address
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--port", str(free_port()), "--data-dir", "/proc/none"]) == 1
+    assert capsys.readouterr().err == "limner: /proc/none: No such file or directory\n"
 
 
 def test_without_a_trainer_the_gateway_has_none(tmp_path: Path) -> None:

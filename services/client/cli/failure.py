@@ -57,6 +57,12 @@ def describe(error: LimnerError) -> str:
     return "\n".join([f"limner: {_headline(error)}", *_advice(error)])
 
 
+def describe_os_error(error: OSError) -> str:
+    """Return what to print where a file or an address cannot be used."""
+    what = error.strerror or str(error)
+    return f"limner: {what}" if error.filename is None else f"limner: {error.filename}: {what}"
+
+
 def _headline(error: LimnerError) -> str:
     if isinstance(error, Unavailable) and not error.reason:
         return "no server could be reached"
