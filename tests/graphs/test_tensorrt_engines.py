@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from services.diffusion.families.sd1.components import Components, load_components
-from services.diffusion.families.sd1.layout import Layout, read_layout
-from services.diffusion.families.sd1.sources import (
-    decoder_source,
-    denoiser_source,
-    text_encoder_source,
-)
-from services.graphs.graph import GraphSource, Precision
+from services.diffusion.families.sd1 import engine_sources
+from services.graphs.graph import GraphSource
 from services.graphs.store import GraphStore
 from services.graphs.tensorrt.store import EngineStore
 from services.upscale.loading import checked_weights
@@ -35,6 +28,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "models" / "limner-emoji"
 ADA_AND_BLACKWELL = ("8.9", "12.0")
 
 
@@ -46,13 +40,23 @@ def upscaler(name: str) -> GraphSource:
     return tiles_source(weights, revision=name, tiling=descriptor.tiles())
 
 
+UPSCALERS = ("realesr-animevideov3", "realesrgan-x4plus-anime")
+TOO_LARGE_FOR_EVERY_RUN = "realesrgan-x4plus"
+COMPONENTS = {
+    "denoiser": ("float16", "FLOAT"),
+    "decoder": ("bfloat16", "UINT8"),
+    "text_encoder": ("float32", "FLOAT"),
+}
+"""Precision and output of each component of the embedded model."""
+
+
+def test_nothing_that_is_served_is_left_out_here() -> None:
+    assert {*UPSCALERS, TOO_LARGE_FOR_EVERY_RUN} == set(find_entries([ROOT / "models/upscalers"]))
+    assert COMPONENTS.keys() == {each.name for each in engine_sources(EMBEDDED)}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "realesr-animevideov3",
-        "realesrgan-x4plus-anime",
-        pytest.param("realesrgan-x4plus", marks=pytest.mark.soak),
-    ],
+    "name", [*UPSCALERS, pytest.param(TOO_LARGE_FOR_EVERY_RUN, marks=pytest.mark.soak)]
 )
 def test_upscalers_build_for_several_gpus_in_one_engine(
     store: GraphStore, tmp_path: Path, name: str
@@ -62,37 +66,24 @@ def test_upscalers_build_for_several_gpus_in_one_engine(
     engine = EngineStore(tmp_path, graphs=store).engine(source, capabilities=ADA_AND_BLACKWELL)
 
     assert engine.precision == "float16"
-    assert [each.shape for each in engine.inputs] == [(-1, 3, -1, -1)]
-    assert [each.dtype for each in (*engine.inputs, *engine.outputs)] == ["FLOAT", "FLOAT"]
+    assert [(each.dtype, each.shape) for each in engine.inputs] == [("FLOAT", (-1, 3, -1, -1))]
+    assert [(each.dtype, each.shape[-1]) for each in engine.outputs] == [("UINT8", 3)]
     # The weights are in it, in 16 bits.
     parameter_count = sum(each.numel() for each in source.module.parameters())
     assert engine.path.stat().st_size > 2 * parameter_count
 
 
 @pytest.fixture(scope="module")
-def embedded() -> tuple[Layout, Components]:
-    layout = read_layout(ROOT / "models" / "limner-emoji")
-    return layout, load_components(layout)
+def embedded() -> dict[str, GraphSource]:
+    return {source.name: source for source in engine_sources(EMBEDDED)}
 
 
-@pytest.mark.parametrize(
-    ("make", "precision", "output"),
-    [
-        (lambda layout, parts: denoiser_source(layout, parts.unet), "float16", "FLOAT"),
-        (lambda layout, parts: decoder_source(layout, parts.vae), "bfloat16", "UINT8"),
-        (lambda layout, parts: text_encoder_source(layout, parts.text_encoder), "float32", "FLOAT"),
-    ],
-    ids=["denoiser", "decoder", "text encoder"],
-)
+@pytest.mark.parametrize("name", COMPONENTS)
 def test_every_graph_of_the_embedded_model_builds(
-    store: GraphStore,
-    tmp_path: Path,
-    embedded: tuple[Layout, Components],
-    make: Callable[[Layout, Components], GraphSource],
-    precision: Precision,
-    output: str,
+    store: GraphStore, tmp_path: Path, embedded: dict[str, GraphSource], name: str
 ) -> None:
-    source = make(*embedded)
+    source = embedded[name]
+    precision, output = COMPONENTS[name]
 
     engine = EngineStore(tmp_path, graphs=store).engine(source, capabilities=ADA_AND_BLACKWELL)
 
