@@ -85,7 +85,7 @@ class JobFailure:
 class JobWarning:
     """A remark about a request that does not stop it."""
 
-    code: Literal["TOKEN_IS_A_WORD"]
+    code: Literal["TOKEN_IS_A_WORD", "MODEL_NOT_SERVED"]
     message: str
     field: str
 

@@ -17,6 +17,7 @@ import yaml
 from services.runtime.errors import FieldViolation, InvalidRequestError
 from services.trainer.datasets import CAPTION_SUFFIX
 from services.trainer.job import JobRequest, JobWarning
+from services.trainer.run.base_model import BaseModel
 from services.trainer.run.reading import check_run
 from services.trainer.run.violations import RefusedError
 from services.trainer.tables import MAX_KEY_LENGTH
@@ -27,6 +28,8 @@ _MAX_YAML_BYTES = 64 * 1024
 _MAX_DEPTH = 8
 _SECTIONS = ("lora", "pictures", "optimization", "validation", "prior", "checkpoint_interval")
 _METHODS = ("lora", "full")
+# What `services.diffusion` draws with. The others can be trained and not be served yet.
+_SERVED_FAMILIES = ("sd1",)
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 # Fields of a run that have one of their own in the request.
 _FIELDS = {
@@ -58,8 +61,13 @@ def check_request(
     output: Path,
     class_image_cache: Path,
     webhooks: WebhookClient,
+    allow_unserved: bool,
 ) -> CheckedRequest:
-    """From a request to its run. Raises `InvalidRequestError` with every violation."""
+    """From a request to its run. Raises `InvalidRequestError` with every violation.
+
+    A base model whose outcome cannot be drawn with is one, unless `allow_unserved`, which leaves it
+    at a warning.
+    """
     faults = list(_own_faults(request, idempotency_key, bases, dataset))
     if request.webhook_url or request.webhook_secret:
         faults += webhooks.violations(request.webhook_url, request.webhook_secret)
@@ -86,9 +94,12 @@ def check_request(
         faults.append(_fault("class_prompt", "REQUIRED", "must be set where prior has settings"))
         del tree["prior"]
     known = {fault.field for fault in faults}
-    run = None
+    run, unserved = None, None
     try:
         run = check_run(tree)
+        unserved = _unserved(run.base)
+        if unserved is not None and not allow_unserved:
+            faults.append(_fault("base_model", "NOT_SERVED", unserved))
     except RefusedError as error:
         renamed = (_renamed(found) for found in error.violations)
         faults += [fault for fault in renamed if fault.field not in known]
@@ -97,8 +108,28 @@ def check_request(
     return CheckedRequest(
         tree=tree,
         step_count=run.configuration.optimization.step_count,
-        warnings=token_warnings(request.token, bases[request.base_model]),
+        warnings=(
+            *token_warnings(request.token, bases[request.base_model]),
+            *_unserved_warnings(unserved),
+        ),
     )
+
+
+def _unserved(base: BaseModel) -> str | None:
+    """Why nothing draws with what comes out of a base model; None where something does."""
+    if base.family in _SERVED_FAMILIES:
+        return None
+    return (
+        f"is of the {base.parts.title} architecture: it can be trained, "
+        "but this version cannot draw with the outcome yet"
+    )
+
+
+def _unserved_warnings(unserved: str | None) -> tuple[JobWarning, ...]:
+    if unserved is None:
+        return ()
+    message = f"The base model {unserved}; the files stay with the operator."
+    return (JobWarning(code="MODEL_NOT_SERVED", message=message, field="base_model"),)
 
 
 def _own_faults(

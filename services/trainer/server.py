@@ -73,6 +73,7 @@ class TrainerServer:
             max_queued=settings.max_queued_jobs,
             catalog=catalog,
             webhooks=webhooks,
+            allow_unserved=settings.allow_unserved_models,
         )
         self.grpc = GrpcServer(
             settings.address,

@@ -43,6 +43,9 @@ class TrainerSettings(ServerTlsSettings, KubernetesSettings):
         default=("limner-emoji=models/limner-emoji",), min_length=1
     )
     """Models that jobs may start from, as name=folder."""
+    allow_unserved_models: bool = False
+    """Take jobs for base models whose outcome cannot be drawn with yet (SDXL, SD3), with a warning;
+    otherwise they are refused."""
     data_dir: Path = Path(".cache/limner/trainer")
     """Datasets, checkpoints and results."""
     database_url: str = ""

@@ -57,12 +57,14 @@ class Trainings:
         max_queued: int,
         catalog: Catalog,
         webhooks: WebhookClient,
+        allow_unserved: bool,
     ) -> None:
         self._store, self._datasets, self._supervisor = store, datasets, supervisor
         self._changes, self._metrics, self._draining = changes, metrics, draining
         self._bases, self._folder = bases, folder
         self._class_image_cache, self._max_queued = class_image_cache, max_queued
         self._catalog, self._webhooks = catalog, webhooks
+        self._allow_unserved = allow_unserved
 
     async def upload(self, account: str, pieces: AsyncIterator[Piece]) -> tuple[str, int]:
         """Keep a dataset; returns its id and the number of pictures."""
@@ -233,6 +235,7 @@ class Trainings:
             output=self._folder / job_id / "output",
             class_image_cache=self._class_image_cache,
             webhooks=self._webhooks,
+            allow_unserved=self._allow_unserved,
         )
 
 

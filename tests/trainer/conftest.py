@@ -4,6 +4,7 @@ import pytest
 
 from tests.diffusion.tiny import write_emoji_like_model, write_plain_model
 from tests.trainer.run.runs import write_photos
+from tests.trainer.run.sd3 import write_sd3_model
 from tests.trainer.run.sdxl import write_sdxl_model
 
 
@@ -20,6 +21,11 @@ def emoji_like_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sdxl_model(tmp_path_factory.mktemp("sdxl") / "model")
+
+
+@pytest.fixture(scope="session")
+def sd3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sd3_model(tmp_path_factory.mktemp("sd3") / "model")
 
 
 @pytest.fixture(scope="session")

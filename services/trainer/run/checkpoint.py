@@ -69,14 +69,14 @@ def save_checkpoint(
     for name, parameter in parameters.items():
         tensors[f"weights/{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}/{name}"] = value
+            tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
     for name, value in (average or {}).items():
         tensors[f"average/{name}"] = value
     # One entry: the format keeps several in no particular order.
     header = {_KEY: json.dumps({"identity": asdict(identity), "position": asdict(position)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, partial, header)
+    save_file(_apart(tensors), partial, header)
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)
@@ -133,16 +133,32 @@ def load_optimizer(
             kind, _, name = key.partition("/")
             if kind.startswith("optimizer."):
                 value = file.get_tensor(key)
-                # The step counts stay where the optimizer has them, on the CPU unless fused.
-                device = parameters[name].device if value.ndim or _is_fused(optimizer) else "cpu"
-                by_name[name][kind.removeprefix("optimizer.")] = value.to(device)
+                by_name[name][kind.removeprefix("optimizer.")] = (
+                    value.to(parameters[name].device) if value.ndim else _count(value, optimizer)
+                )
     for name, state in by_name.items():
         if state:
             optimizer.state[parameters[name]] = state
 
 
-def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.defaults.get("fused"))
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, none in the memory of another: parameters share the tables of 8-bit moments."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        kept = tensor.contiguous().cpu()
+        apart[name] = kept.clone() if kept.data_ptr() in taken else kept
+        taken.add(kept.data_ptr())
+    return apart
+
+
+def _count(value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | int:
+    """A step count as the optimizer keeps it: torch's as a number with a fraction, on the device
+    where it is fused, and bitsandbytes' as an integer."""
+    if not value.is_floating_point():
+        return int(value)
+    fused = bool(optimizer.defaults.get("fused"))
+    return value.to(optimizer.param_groups[0]["params"][0].device) if fused else value
 
 
 def _sync(path: Path) -> None:

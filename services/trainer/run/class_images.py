@@ -82,7 +82,7 @@ def _draw(
     device: torch.device,
 ) -> Iterator[Image]:
     seed = run.configuration.optimization.seed
-    pipeline = components.pipeline().to(device)
+    pipeline = components.pipeline(device, with_text=True)
     with torch.inference_mode():
         drawn = pipeline(
             [prior.prompt] * len(indices),

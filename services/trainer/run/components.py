@@ -1,159 +1,117 @@
-"""The parts of a base model in torch, and what a run does with them frozen.
+"""The parts of a base model in torch: loaded when they are asked for, let go when they are not.
 
-Shape legend: B rows, C latent channels, h and w latent sides, H and W picture sides, L tokens,
-D text width.
+A run needs text encoders and autoencoder while it fills its caches, and the denoiser when it
+trains; what is cached is not kept in memory. What is computed with the parts is in `text`,
+`denoising` and below.
+
+Shape legend: B rows, C latent channels, h and w latent sides, H and W picture sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from services.trainer.run.base_model import BaseModel, BaseModelError, FamilyName
+from services.trainer.run.base_model import BaseModel
+from services.trainer.run.families import FamilyName
+from services.trainer.run.loading import load_denoiser, load_part, load_tokenizer
 
-# Buffers that older checkpoints carry and newer ones compute.
-_COMPUTED_KEYS = ("position_ids",)
 
-
-@dataclass(kw_only=True, slots=True, eq=False)
 class Components:
-    """The parts of a model, in float32, frozen, in evaluation mode."""
+    """The parts of a model, frozen and in evaluation mode as they come.
 
-    base: BaseModel
-    tokenizers: tuple[Any, ...]
-    text_encoders: Mapping[str, nn.Module]
-    """By their names in the folder, in the order of their tokenizers."""
-    unet: nn.Module
-    vae: nn.Module
-    scheduler: Any
-    """A diffusers `DDPMScheduler` with the model's noise schedule."""
+    Raises `BaseModelError` where a file cannot be read or weights are missing or misshapen.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # It warns of every key that another version of itself wrote.
+        diffusers.utils.logging.set_verbosity_error()
+        self.base = base
+        self.tokenizers = [
+            load_tokenizer(getattr(transformers, base.parts.classes[part][0]), base.folder / part)
+            for part in base.tokenizer_parts
+        ]
+        scheduler_class: Any = getattr(diffusers, base.parts.training_scheduler_class)
+        self.scheduler: Any = scheduler_class.from_pretrained(base.folder / "scheduler")
+        """A diffusers scheduler with the model's noise levels."""
+        self._modules: dict[str, nn.Module] = {}
 
     @property
-    def trainable(self) -> dict[str, nn.Module]:
-        """What a run may train, by name, in a fixed order."""
-        return {"unet": self.unet, **self.text_encoders}
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer, in the type that it was first asked for."""
+        return self.part(self.base.parts.denoiser)
 
-    def pipeline(self) -> Any:
-        """A stock pipeline around these very parts, with DDIM, and silent."""
-        # diffusers' constructors have no types.
-        scheduler_class: Any = diffusers.DDIMScheduler
+    @property
+    def trainable_parts(self) -> tuple[str, ...]:
+        """What a run may train, in a fixed order."""
+        return (self.base.parts.denoiser, *self.base.parts.text_parts)
+
+    @property
+    def loaded(self) -> dict[str, nn.Module]:
+        """Those of the trainable parts that are in memory, in their order."""
+        return {p: self._modules[p] for p in self.trainable_parts if p in self._modules}
+
+    def part(self, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A part, loaded with weights of `dtype` unless it is in memory."""
+        if name not in self._modules:
+            self._modules[name] = self._load(name, dtype)
+        return self._modules[name]
+
+    def drop(self, *names: str) -> None:
+        """Let go of parts; they would be loaded anew, as they are in the base model."""
+        for name in names:
+            self._modules.pop(name, None)
+
+    def drop_all(self) -> None:
+        """Let go of every part."""
+        self._modules.clear()
+
+    def pipeline(self, device: torch.device, *, with_text: bool) -> Any:
+        """A stock pipeline around these very parts, silent; text encoders only `with_text`."""
         family = self.base.parts
+        # diffusers' constructors have no types.
+        sampler_class: Any = getattr(diffusers, family.sampler_class)
         pipeline_class: Any = getattr(diffusers, family.pipeline_class)
+        text_parts = dict.fromkeys(part for part in family.classes if "text_encoder" in part)
+        tokenizers = dict.fromkeys(part for part in family.classes if "tokenizer" in part)
+        tokenizers |= dict(zip(self.base.tokenizer_parts, self.tokenizers, strict=True))
+        if with_text:
+            text_parts |= {part: self.part(part) for part in self.base.text_parts}
         pipeline = pipeline_class(
-            **dict(zip(family.tokenizer_parts, self.tokenizers, strict=True)),
-            **self.text_encoders,
-            unet=self.unet,
-            vae=self.vae,
-            scheduler=scheduler_class.from_config(self.scheduler.config),
+            **tokenizers,
+            **text_parts,
+            **{part: self.part(part) for part in (family.denoiser, "vae")},
+            scheduler=sampler_class.from_config(self.scheduler.config),
             **_PIPELINE_OPTIONS[self.base.family](self.base),
         )
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline.to(device)
 
-
-def load_components(base: BaseModel) -> Components:
-    """Read every part from safetensors.
-
-    Raises `BaseModelError` for files that cannot be read and for weights that are missing or
-    misshapen: the libraries would fill those with random numbers.
-    """
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # It warns of every key that another version of itself wrote.
-    diffusers.utils.logging.set_verbosity_error()
-    folder, family = base.folder, base.parts
-    scheduler_class: Any = diffusers.DDPMScheduler
-    return Components(
-        base=base,
-        tokenizers=tuple(_load_tokenizer(folder / part) for part in family.tokenizer_parts),
-        text_encoders={
-            part: _load(getattr(transformers, family.classes[part][0]), folder / part)
-            for part in family.text_parts
-        },
-        unet=_load(diffusers.UNet2DConditionModel, folder / "unet"),
-        vae=_load(getattr(diffusers, base.vae_class), folder / "vae"),
-        scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
-    )
-
-
-def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids (B, L), padded to the window; what does not fit is cut."""
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return cast(Tensor, tokens.input_ids)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Text:
-    """What a denoiser is told of B prompts."""
-
-    embeddings_BLD: Tensor
-    pooled_BP: Tensor | None = None
-    """SDXL only."""
-
-    @classmethod
-    def join(cls, rows: Sequence[Text]) -> Text:
-        """Several after one another."""
-        pooled = [row.pooled_BP for row in rows if row.pooled_BP is not None]
-        return cls(
-            embeddings_BLD=torch.cat([row.embeddings_BLD for row in rows]),
-            pooled_BP=torch.cat(pooled) if pooled else None,
-        )
-
-
-def encode_text(components: Components, prompts: Sequence[str], device: torch.device) -> Text:
-    """Encode as the stock pipeline of the family does, so without a mask.
-
-    SD 1.x: the last hidden state. SDXL: the last but one of both encoders, joined, and the second's
-    projection; zeros for empty prompts where the model wants those.
-    """
-    encoders = list(components.text_encoders.values())
-    ids = [tokenize(each, prompts).to(device) for each in components.tokenizers]
-    if components.base.family == "sd1":
-        return Text(embeddings_BLD=cast(Tensor, encoders[0](ids[0]).last_hidden_state))
-    outputs = [
-        encoder(ids_BL, output_hidden_states=True)
-        for encoder, ids_BL in zip(encoders, ids, strict=True)
-    ]
-    embeddings = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-    pooled = cast(Tensor, outputs[-1].text_embeds)
-    if components.base.zeroes_empty_prompts:
-        kept = torch.tensor([float(prompt != "") for prompt in prompts], device=device)
-        embeddings, pooled = embeddings * kept[:, None, None], pooled * kept[:, None]
-    return Text(embeddings_BLD=embeddings, pooled_BP=pooled)
+    def _load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        base, folder = self.base, self.base.folder / name
+        if name == base.parts.denoiser:
+            return load_denoiser(getattr(diffusers, base.parts.classes[name][0]), folder, dtype)
+        if name == "vae":
+            return load_part(getattr(diffusers, base.vae_class), folder, dtype)
+        return load_part(getattr(transformers, base.parts.classes[name][0]), folder, dtype)
 
 
 def encode_moments(vae: nn.Module, pictures_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Mean and deviation (B, C, h, w) of the latents of pictures in [-1, 1], scaled as the
-    denoiser sees them; no deviation for an autoencoder that is deterministic."""
+    """Mean and deviation (B, C, h, w) of the latents of pictures in [-1, 1], shifted and scaled as
+    the denoiser sees them; no deviation for an autoencoder that is deterministic."""
     encoded = vae.encode(pictures_B3HW)  # type: ignore[operator]
-    scale = float(cast(Any, vae).config.scaling_factor)
+    config = cast(Any, vae).config
+    scale, shift = float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
     if hasattr(encoded, "latents"):
-        return encoded.latents * scale, None
+        return (encoded.latents - shift) * scale, None
     distribution = encoded.latent_dist
-    return distribution.mean * scale, distribution.std * scale
-
-
-def common_word(tokenizer: Any, token: str) -> bool:
-    """Whether the tokenizer knows `token` as one of its frequent words.
-
-    Tokens are numbered by how early they were merged, hence by frequency; of CLIP's 49,408 the
-    customary `sks` is number 48,136.
-    """
-    ids = tokenizer(token, add_special_tokens=False).input_ids
-    return len(ids) == 1 and ids[0] < 0.9 * len(tokenizer) and ids[0] >= 512
+    return (distribution.mean - shift) * scale, distribution.std * scale
 
 
 def _sd1_options(base: BaseModel) -> dict[str, Any]:
@@ -171,35 +129,12 @@ def _sdxl_options(base: BaseModel) -> dict[str, Any]:
     }
 
 
+def _sd3_options(base: BaseModel) -> dict[str, Any]:
+    return {}
+
+
 _PIPELINE_OPTIONS: Mapping[FamilyName, Callable[[BaseModel], dict[str, Any]]] = {
     "sd1": _sd1_options,
     "sdxl": _sdxl_options,
+    "sd3": _sd3_options,
 }
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return transformers.CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise BaseModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
-
-
-def _load(component_class: Any, folder: Path) -> nn.Module:
-    try:
-        module, report = component_class.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BaseModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
-    for problem in ("missing_keys", "mismatched_keys"):
-        keys = [key for key in map(str, report[problem]) if not key.endswith(_COMPUTED_KEYS)]
-        if keys:
-            raise BaseModelError(
-                f"{folder}: weights do not fit config.json: {problem.replace('_', ' ')} "
-                f"{', '.join(sorted(keys)[:3])} ({len(keys)} in all)"
-            )
-    return cast(nn.Module, module.eval().requires_grad_(False))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -68,10 +68,10 @@ class LoraSection(Section):
     alpha: Annotated[float, Field(gt=0.0, le=1024.0, allow_inf_nan=False)] = 16.0
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = 0.0
-    unet_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    denoiser_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         *("to_q", "to_k", "to_v", "to_out.0"),
     )
-    """Ends of the names of the UNet's linear and convolutional layers to adapt."""
+    """Ends of the names of the denoiser's linear and convolutional layers to adapt."""
     text_encoder_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         *("q_proj", "k_proj", "v_proj", "out_proj"),
     )
@@ -113,7 +113,7 @@ class OptimizationSection(Section):
     epsilon: Rate = 1e-8
     weight_decay: Share = 0.01
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """In 8 bits the moments take a quarter of the memory; needs bitsandbytes and CUDA."""
+    """In 8 bits the moments take a quarter of the memory; needs the extra `adam8bit`."""
     max_gradient_norm: Weight = 1.0
     """0: gradients are not clipped."""
     min_snr_gamma: Annotated[float, Field(gt=0.0, le=100.0)] | None = None

@@ -2,7 +2,8 @@
 
 Sources: for full fine-tuning of SD 1.x the DreamBooth paper (Ruiz et al. 2023) and its reference
 implementation, with a step count that suits batches of one; for LoRA the customary rates of the
-field; SDXL alike, its text encoders left alone. For small models they were measured on the embedded
+field; SDXL alike, its text encoders left alone; for SD3 the targets and rates of diffusers' script,
+its guidance from the stock pipeline. For small models they were measured on the embedded
 one (`python -m benchmarks.personalisation`): a network of some million parameters needs rates tens
 of times as high, and adapters in its convolutions too, for it has little attention.
 """
@@ -15,18 +16,24 @@ from typing import Any, Literal
 
 from services.trainer.run.base_model import BaseModel
 
-Kind = Literal["small", "sd1", "sdxl"]
+Kind = Literal["small", "sd1", "sdxl", "sd3"]
 
 _SMALL_SIDE = 128
 """Native side, in pixels, up to which a model counts as small."""
 _GENTLE_GUIDANCE = {"guidance_scale": 2.5}
+_SD3_GUIDANCE = {"guidance_scale": 7.0}
+_JOINT_ATTENTION = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+"""Of a transformer's blocks: the picture's projections and the text's."""
 
 _DEFAULTS: Mapping[tuple[Kind, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("small", "lora"): {
             "optimization": {"step_count": 400, "batch_size": 2, "learning_rate": 1e-3},
             "lora": {
-                "unet_targets": (
+                "denoiser_targets": (
                     *("to_q", "to_k", "to_v", "to_out.0"),
                     *("conv1", "conv2", "net.0.proj", "net.2"),
                 )
@@ -60,6 +67,27 @@ _DEFAULTS: Mapping[tuple[Kind, str], Mapping[str, Any]] = MappingProxyType(
                 "train_text_encoder": False,
                 "gradient_checkpointing": True,
             }
+        },
+        ("sd3", "lora"): {
+            "optimization": {
+                "step_count": 800,
+                "learning_rate": 1e-4,
+                "train_text_encoder": False,
+                "gradient_checkpointing": True,
+            },
+            "lora": {"denoiser_targets": _JOINT_ATTENTION},
+            "prior": _SD3_GUIDANCE,
+            "validation": _SD3_GUIDANCE,
+        },
+        ("sd3", "full"): {
+            "optimization": {
+                "step_count": 800,
+                "learning_rate": 1e-6,
+                "train_text_encoder": False,
+                "gradient_checkpointing": True,
+            },
+            "prior": _SD3_GUIDANCE,
+            "validation": _SD3_GUIDANCE,
         },
         ("sdxl", "full"): {
             "optimization": {

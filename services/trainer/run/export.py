@@ -4,7 +4,8 @@ result/
   model/                  diffusers layout, ready to be served; LoRA updates are merged in
   lora/                   method lora only
     pytorch_lora_weights.safetensors   diffusers layout
-    <name>.safetensors                 the single-file layout that other tools read
+    <name>.safetensors                 the single-file layout that other tools read; not of SD3,
+                                       of which they read diffusers' layout
   samples/                the newest sample pictures
   configuration.yaml      every value that was used
   run.json                base revision, dataset digest, token, prompts, versions
@@ -28,8 +29,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 
+from services.trainer.run.base_model import BaseModel
 from services.trainer.run.checkpoint import Identity, Position
-from services.trainer.run.components import Components, load_components
+from services.trainer.run.components import Components
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.reporting import write_atomically
 from services.trainer.run.single_file import single_file_keys, write_single_file
@@ -53,9 +55,7 @@ def export_result(
     shutil.rmtree(partial, ignore_errors=True)
     if run.configuration.method == "lora":
         _write_lora(run, components, partial / "lora")
-        _write_model(run, _merged(run, components), partial / "model")
-    else:
-        _write_model(run, components, partial / "model")
+    _write_model(run, components, partial / "model")
     (partial / "samples").mkdir()
     for path in samples:
         shutil.copy2(path, partial / "samples" / path.name)
@@ -84,11 +84,9 @@ def _facts(run: CheckedRun, identity: Identity, position: Position) -> dict[str,
 
 
 def _write_lora(run: CheckedRun, components: Components, folder: Path) -> None:
-    adapted = {"unet": components.unet}
-    if run.configuration.optimization.train_text_encoder:
-        adapted |= components.text_encoders
+    adapted = _trained(run, components)
     states = {part: get_peft_model_state_dict(module) for part, module in adapted.items()}
-    for part in adapted.keys() & components.text_encoders.keys():
+    for part in adapted.keys() & set(run.base.text_parts):
         # The name that the rest of the field knows; transformers has dropped the level.
         prefix = "" if hasattr(adapted[part], "text_model") else "text_model."
         states[part] = {f"{prefix}{key}": value for key, value in states[part].items()}
@@ -98,6 +96,8 @@ def _write_lora(run: CheckedRun, components: Components, folder: Path) -> None:
         **{f"{part}_lora_layers": state for part, state in states.items()},
         **_lora_metadata(adapted),
     )
+    if run.base.parts.denoiser != "unet":
+        return  # the file above is what other tools read of such a model
     tensors = single_file_keys(states, alpha=run.configuration.lora.alpha)
     name = f"{run.configuration.instance.token}.safetensors"
     write_single_file(
@@ -120,29 +120,36 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
+def _trained(run: CheckedRun, components: Components) -> dict[str, nn.Module]:
+    frozen = () if run.configuration.optimization.train_text_encoder else run.base.text_parts
+    return {part: each for part, each in components.loaded.items() if part not in frozen}
+
+
 @torch.no_grad()
-def _merged(run: CheckedRun, components: Components) -> Components:
-    """The base model in float32 with the updates added."""
-    merged = load_components(run.base)
-    for part, trained in components.trainable.items():
-        plain = merged.trainable[part]
-        for name, layer in trained.named_modules():
-            if isinstance(layer, LoraLayer):
-                weight = plain.get_submodule(name).weight
-                assert isinstance(weight, nn.Parameter)
-                adapted: Any = layer  # every kind of layer has it, their common base has not
-                weight.add_(adapted.get_delta_weight("default").to(weight))
+def _merged(base: BaseModel, part: str, trained: nn.Module) -> nn.Module:
+    """A part of the base model in float32 with the updates added."""
+    merged = Components(base).part(part)
+    for name, layer in trained.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = merged.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            adapted: Any = layer  # every kind of layer has it, their common base has not
+            weight.add_(adapted.get_delta_weight("default").to(weight))
     return merged
 
 
 def _write_model(run: CheckedRun, components: Components, folder: Path) -> None:
     base = run.base.folder
     folder.mkdir(parents=True)
-    for part in (*run.base.parts.tokenizer_parts, "scheduler", "vae"):
-        shutil.copytree(base / part, folder / part)
-    for part, module in components.trainable.items():
+    trained = _trained(run, components)
+    kept = (*run.base.tokenizer_parts, "scheduler", "vae", *run.base.text_parts)
+    for part in kept:
+        if part not in trained:
+            shutil.copytree(base / part, folder / part)
+    for part, module in trained.items():
         dtype = _stored_dtype(next((base / part).glob("*.safetensors")))
-        saved: Any = module.to("cpu", dtype)
+        lora = run.configuration.method == "lora"
+        saved: Any = (_merged(run.base, part, module) if lora else module).to("cpu", dtype)
         saved.save_pretrained(folder / part, safe_serialization=True)
         # Libraries compute in the type that it names, which need not be the one stored.
         shutil.copy2(base / part / "config.json", folder / part / "config.json")

@@ -3,13 +3,13 @@
 It gets counters from its loader, not data: `rows` makes the batch of a micro-step. What happens
 between steps is in `supervision`.
 
-Shape legend: B rows, C latent channels, h and w latent sides, L tokens, D text width.
+Shape legend: B rows, C latent channels, h and w latent sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
@@ -18,21 +18,23 @@ from torch.utils.data import IterableDataset
 
 from services.trainer.run import randomness
 from services.trainer.run.checkpoint import Position
-from services.trainer.run.components import Components, Text, encode_text
+from services.trainer.run.components import Components
+from services.trainer.run.denoising import denoise
+from services.trainer.run.noising import Diffusion, noising_of
 from services.trainer.run.objective import (
     Losses,
-    denoising_target,
     losses_of,
-    min_snr_weights,
     squared_errors,
 )
 from services.trainer.run.optimizer import make_optimizer
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.rows import Row, RowSource
 from services.trainer.run.schedule import rate_factor
+from services.trainer.run.text import PromptEncoder
 from services.trainer.run.weights import trained_parameters
 
-_VALIDATION_PICTURES = 4
+VALIDATION_PICTURES = 4
+"""How many of each kind the validation loss is taken over."""
 _VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -53,32 +55,32 @@ class Learner(lightning.LightningModule):
         self,
         run: CheckedRun,
         components: Components,
-        instances: RowSource,
-        classes: RowSource | None,
+        sources: Sequence[RowSource],
+        encode_prompts: PromptEncoder,
     ) -> None:
         super().__init__()
         self._run = run
         self._components = components
-        self._sources = [instances] if classes is None else [instances, classes]
-        self._texts: dict[str, Text] = {}
+        self._sources = sources
+        self.encode_prompts = encode_prompts
+        self._noising = noising_of(run.base, components.scheduler)
         # Registered, so that they are moved to the device and shared between processes.
-        self.unet = components.unet
-        for name, module in components.text_encoders.items():
+        for name, module in components.loaded.items():
             self.add_module(name, module)
         self.parameters_by_name = trained_parameters(components)
         self.position = Position()
         self.step_losses: list[Losses] = []
         """Of the micro-steps since the last optimizer step, detached."""
         self.learning_rate = 0.0
-        """Of the UNet, in the last optimizer step."""
+        """Of the denoiser, in the last optimizer step."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with a group for each part."""
         section = self._run.configuration.optimization
         groups = []
-        for part in self._components.trainable:
+        for part in self._components.trainable_parts:
             rate = section.learning_rate
-            if part != "unet":
+            if part != self._run.base.parts.denoiser:
                 rate = section.text_encoder_learning_rate or rate
             members = [p for n, p in self.parameters_by_name.items() if n.startswith(f"{part}.")]
             if members:
@@ -94,7 +96,7 @@ class Learner(lightning.LightningModule):
         rows = [row for source in self._sources for row in source.rows(first, count)]
         latents = self._latents(rows)
         noise = [self._noise(one, row) for one, row in zip(latents, rows, strict=True)]
-        losses = self._losses(rows, latents, noise, self._timesteps(rows), count)
+        losses = self._losses(rows, latents, noise, self._levels(rows), count)
         self.step_losses.append(_detached(losses))
         return losses.total
 
@@ -127,43 +129,33 @@ class Learner(lightning.LightningModule):
                 )
                 for one, row in zip(latents, rows, strict=True)
             ]
-            step = int(time * self._train_step_count)
-            steps = torch.full((len(rows),), step, device=self.device)
-            totals.append(self._losses(rows, latents, noise, steps, instance_count).total)
+            levels = torch.full((len(rows),), self._noising.level(time), device=self.device)
+            totals.append(self._losses(rows, latents, noise, levels, instance_count).total)
         return float(torch.stack(totals).mean())
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Text:
-        """What the denoiser is told of B prompts; each is encoded once where that is legal."""
-        if not self._run.configuration.caches_text:
-            return encode_text(self._components, prompts, self.device)
-        for prompt in set(prompts) - self._texts.keys():
-            with torch.no_grad():
-                self._texts[prompt] = encode_text(self._components, [prompt], self.device)
-        return Text.join([self._texts[prompt] for prompt in prompts])
 
     def _losses(
         self,
         rows: Sequence[Row],
         latents: Sequence[Tensor],
         noise: Sequence[Tensor],
-        steps: Tensor,
+        levels: Tensor,
         count: int,
     ) -> Losses:
         """Rows of one shape, so all without aspect buckets, take one denoiser call."""
-        configuration, scheduler = self._run.configuration, self._components.scheduler
+        configuration = self._run.configuration
         errors: dict[int, Tensor] = {}
         for places in _by_shape(latents):
             found = self._errors(
                 [rows[place] for place in places],
                 torch.cat([latents[place] for place in places]),
                 torch.cat([noise[place] for place in places]),
-                steps[places],
+                levels[places],
             )
             errors |= dict(zip(places, found, strict=True))
-        gamma, kind = configuration.optimization.min_snr_gamma, self._run.base.prediction_type
-        weights = (
-            None if gamma is None else min_snr_weights(scheduler.alphas_cumprod, steps, gamma, kind)
-        )
+        gamma, weights = configuration.optimization.min_snr_gamma, None
+        if gamma is not None:
+            assert isinstance(self._noising, Diffusion), "the checks of a run refuse it"
+            weights = self._noising.weights(levels, gamma)
         return losses_of(
             torch.stack([errors[place] for place in range(len(rows))]),
             weights,
@@ -172,30 +164,18 @@ class Learner(lightning.LightningModule):
         )
 
     def _errors(
-        self, rows: Sequence[Row], latents_BChw: Tensor, noise_BChw: Tensor, steps_B: Tensor
+        self, rows: Sequence[Row], latents_BChw: Tensor, noise_BChw: Tensor, levels_B: Tensor
     ) -> Tensor:
-        scheduler, kind = self._components.scheduler, self._run.base.prediction_type
-        noisy = scheduler.add_noise(latents_BChw, noise_BChw, steps_B)
-        text = self.encode_prompts([row.prompt for row in rows])
-        prediction = self.unet(
-            noisy,
-            steps_B,
-            text.embeddings_BLD,
-            added_cond_kwargs=self._added(rows, text),
-            return_dict=False,
-        )[0]
-        target = denoising_target(scheduler, kind, latents_BChw, noise_BChw, steps_B)
-        return squared_errors(cast(Tensor, prediction), target)
-
-    def _added(self, rows: Sequence[Row], text: Text) -> dict[str, Tensor] | None:
-        """SDXL's further conditions: pooled text and sizes."""
-        if text.pooled_BP is None:
-            return None
-        sizes = [self._source(row).time_ids(row) for row in rows]
-        return {
-            "text_embeds": text.pooled_BP,
-            "time_ids": torch.tensor(sizes, device=self.device, dtype=torch.float32),
-        }
+        noising = self._noising
+        prediction = denoise(
+            self._run.base.family,
+            self._components.denoiser,
+            noising.noisy(latents_BChw, noise_BChw, levels_B),
+            noising.times(levels_B),
+            self.encode_prompts([row.prompt for row in rows]),
+            [self._source(row).time_ids(row) for row in rows],
+        )
+        return squared_errors(prediction, noising.target(latents_BChw, noise_BChw, levels_B))
 
     def _latents(self, rows: Sequence[Row]) -> list[Tensor]:
         return [self._source(row).latents(row) for row in rows]
@@ -209,19 +189,15 @@ class Learner(lightning.LightningModule):
             latents.device
         )
 
-    def _timesteps(self, rows: Sequence[Row]) -> Tensor:
-        seed, count = self._run.configuration.optimization.seed, self._train_step_count
+    def _levels(self, rows: Sequence[Row]) -> Tensor:
+        seed = self._run.configuration.optimization.seed
         drawn = [randomness.uniform(seed, "timestep", row.counter) for row in rows]
-        return torch.tensor([int(share * count) for share in drawn], device=self.device)
+        return torch.tensor([self._noising.drawn_level(one) for one in drawn], device=self.device)
 
     def _validation_rows(self) -> list[Row]:
         return [
-            row for source in self._sources for row in source.validation_rows(_VALIDATION_PICTURES)
+            row for source in self._sources for row in source.validation_rows(VALIDATION_PICTURES)
         ]
-
-    @property
-    def _train_step_count(self) -> int:
-        return int(self._components.scheduler.config.num_train_timesteps)
 
 
 def _by_shape(latents: Sequence[Tensor]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from services.trainer.run.base_model import PredictionType
+from services.trainer.run.base_model import DiffusionType
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class Losses:
 
 def denoising_target(
     scheduler: Any,
-    prediction_type: PredictionType,
+    prediction_type: DiffusionType,
     latents_BChw: Tensor,
     noise_BChw: Tensor,
     timesteps_B: Tensor,
@@ -41,7 +41,7 @@ def denoising_target(
 
 
 def min_snr_weights(
-    alphas_cumprod: Tensor, timesteps_B: Tensor, gamma: float, prediction_type: PredictionType
+    alphas_cumprod: Tensor, timesteps_B: Tensor, gamma: float, prediction_type: DiffusionType
 ) -> Tensor:
     """Weights (B,) of Hang et al. 2023, equation 11 and appendix: min(SNR, gamma) in terms of x0.
 

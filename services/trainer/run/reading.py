@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from services.runtime.errors import FieldViolation
 from services.trainer.run.base_model import BaseModel, BaseModelError, read_base_model, revision_of
+from services.trainer.run.buckets import bucket_sizes
 from services.trainer.run.configuration import RunConfiguration
 from services.trainer.run.dataset import Picture, dataset_digest, find_pictures
 from services.trainer.run.defaults import with_defaults
@@ -171,6 +173,9 @@ def _impossible(c: RunConfiguration, tree: Mapping[str, Any]) -> Iterator[FieldV
         yield _impossible_at("pictures.cache_latents", "needs crop: center")
     if optimization.warmup_step_count > optimization.step_count:
         yield _impossible_at("optimization.warmup_step_count", "must not exceed step_count")
+    if optimization.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        message = "adamw_8bit needs the package bitsandbytes, which is not installed; use adamw"
+        yield violation("optimization.optimizer", "NOT_INSTALLED", message)
     if optimization.precision == "float16" and c.device.accelerator == "cpu":
         yield _impossible_at("optimization.precision", "float16 needs CUDA; use bfloat16")
     prompts = {"instance.prompt": c.instance.prompt} if not c.instance.captions else {}
@@ -193,7 +198,22 @@ def _impossible_at(field: str, description: str) -> FieldViolation:
 
 def _unfitting(c: RunConfiguration, base: BaseModel | None) -> Iterator[FieldViolation]:
     side = c.pictures.side
-    if base is not None and side is not None and side % base.side_multiple:
+    if base is None:
+        return
+    if base.prediction_type == "flow" and c.optimization.min_snr_gamma is not None:
+        yield _impossible_at(
+            "optimization.min_snr_gamma", "has no meaning for this base model, a rectified flow"
+        )
+    largest = side or base.native_side
+    sizes = bucket_sizes(largest, base.side_multiple, c.pictures.aspect)
+    if base.most_side is not None and max(map(max, sizes)) > base.most_side:
+        yield violation(
+            "pictures.side",
+            "TOO_LARGE",
+            f"this base model takes at most {base.most_side} pixels a side; "
+            f"{largest} with aspect {c.pictures.aspect} gives {max(map(max, sizes))}",
+        )
+    if side is not None and side % base.side_multiple:
         yield violation(
             "pictures.side",
             "NOT_A_MULTIPLE",

@@ -9,18 +9,17 @@ Shape legend: B rows, C latent channels, h and w latent sides, H and W picture s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.trainer.run import randomness
 from services.trainer.run.buckets import Size, nearest_bucket
-from services.trainer.run.components import encode_moments
 from services.trainer.run.configuration import PictureSection
 from services.trainer.run.dataset import Picture, load_rgb
 
@@ -28,6 +27,9 @@ Kind = Literal["instance", "class"]
 # Rows of the class, and of validation, have counters far from those of the subject.
 _CLASS_OFFSET = 2**40
 _VALIDATION_OFFSET = 2**50
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Mean and deviation (1, C, h, w) of the latents of a picture (1, 3, H, W) in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,13 +59,12 @@ class RowSource:
         section: PictureSection,
         cached: bool,
         seed: int,
-        vae: nn.Module,
-        device: torch.device,
+        encode: Encode,
     ) -> None:
         self.kind = kind
         self._prompts = [picture.caption or prompt for picture in pictures]
         self._section, self._seed = section, seed
-        self._vae, self._device = vae, device
+        self._encoder = encode
         # Fitted, uncropped: some kilobytes to megabytes a picture.
         loaded = [load_rgb(picture) for picture in pictures]
         self._sizes = [
@@ -98,12 +99,28 @@ class RowSource:
             for index, prompt in enumerate(self._prompts[:most])
         ]
 
+    def prepare(
+        self, first: int, count: int, *, validated: int, before_each: Callable[[], None]
+    ) -> None:
+        """Encode now whatever rows `first` and on, `count` of them, and validation will want.
+
+        `before_each` is called between pictures, and may raise.
+        """
+        wanted = {(index, False) for index in range(min(validated, len(self._pictures)))}
+        for position in range(first, first + count):
+            if len(wanted) == 2 * len(self._pictures):
+                break  # every picture both ways
+            wanted.add(self._shown(position))
+        for index, flipped in sorted(wanted - self._moments.keys()):
+            before_each()
+            self._moments[index, flipped] = self._encode(index, flipped, self._center(index))
+
     def latents(self, row: Row) -> Tensor:
         """Latents (1, C, h, w) of a row, float32 on the run's device."""
         place = (row.index, row.flipped)
         moments = self._moments.get(place) if self._cached else None
         if moments is None:
-            moments = self._encode(row)
+            moments = self._encode(row.index, row.flipped, row.corner)
             if self._cached:
                 self._moments[place] = moments
         mean, deviation = moments
@@ -121,19 +138,27 @@ class RowSource:
         return (height, width, top, left, *size)
 
     def _row(self, position: int) -> Row:
-        counter = position + (_CLASS_OFFSET if self.kind == "class" else 0)
-        order: randomness.Purpose = "class order" if self.kind == "class" else "instance order"
-        index = randomness.index_of(position, len(self._pictures), self._seed, order)
+        counter = self._counter(position)
+        index, flipped = self._shown(position)
         drop = randomness.uniform(self._seed, "caption", counter) < self._section.caption_dropout
-        flip = randomness.uniform(self._seed, "flip", counter) < self._section.flip_probability
         return Row(
             kind=self.kind,
             counter=counter,
             index=index,
             prompt="" if drop else self._prompts[index],
-            flipped=flip,
+            flipped=flipped,
             corner=self._corner(index, counter),
         )
+
+    def _shown(self, position: int) -> tuple[int, bool]:
+        """Which picture row `position` has, and whether it is flipped."""
+        order: randomness.Purpose = "class order" if self.kind == "class" else "instance order"
+        index = randomness.index_of(position, len(self._pictures), self._seed, order)
+        flip = randomness.uniform(self._seed, "flip", self._counter(position))
+        return index, flip < self._section.flip_probability
+
+    def _counter(self, position: int) -> int:
+        return position + (_CLASS_OFFSET if self.kind == "class" else 0)
 
     def _corner(self, index: int, counter: int) -> Size:
         if self._section.crop == "center":
@@ -153,15 +178,12 @@ class RowSource:
         return shape[0] - size[0], shape[1] - size[1]
 
     @torch.no_grad()
-    def _encode(self, row: Row) -> tuple[Tensor, Tensor | None]:
-        pixels = self._crop(row)
-        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self._device)
-        return encode_moments(self._vae, picture.float() / 127.5 - 1.0)
-
-    def _crop(self, row: Row) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        (top, left), (height, width) = row.corner, self._sizes[row.index]
-        cut = self._pictures[row.index][top : top + height, left : left + width]
-        return cut[:, ::-1] if row.flipped else cut
+    def _encode(self, index: int, flipped: bool, corner: Size) -> tuple[Tensor, Tensor | None]:
+        (top, left), (height, width) = corner, self._sizes[index]
+        cut = self._pictures[index][top : top + height, left : left + width]
+        pixels = cut[:, ::-1] if flipped else cut
+        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        return self._encoder(picture.float() / 127.5 - 1.0)
 
 
 def _fit(

@@ -141,10 +141,17 @@ class Supervision(lightning.Callback):
         step = learner.position.step
         folder = self._run.configuration.output / SAMPLE_FOLDER / f"step-{step:06d}"
         precision = trainer.precision_plugin.forward_context
-        modules = list(self._components.trainable.values())
+        modules = list(self._components.loaded.values())
         with self._average.applied() if self._average else nullcontext():
             loss = _evaluated(learner, modules, precision())
-            paths = draw_samples(self._run, self._components, folder, precision=precision)
+            paths = draw_samples(
+                self._run,
+                self._components,
+                folder,
+                encode_prompts=learner.encode_prompts,
+                device=learner.device,
+                precision=precision,
+            )
         if learner.position.best_loss is None or loss < learner.position.best_loss:
             learner.position = replace(learner.position, best_loss=loss, best_step=step)
             self._save(trainer, learner, BEST)

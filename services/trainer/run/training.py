@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,24 +17,27 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from services.trainer.run.average import WeightAverage
 from services.trainer.run.buckets import bucket_sizes
 from services.trainer.run.checkpoint import Identity, load_weights, read_position
 from services.trainer.run.class_images import ensure_class_pictures
-from services.trainer.run.components import Components, common_word, load_components
+from services.trainer.run.components import Components, encode_moments
 from services.trainer.run.configuration import RunConfiguration
 from services.trainer.run.dataset import Picture
 from services.trainer.run.export import RESULT_FOLDER, export_result
-from services.trainer.run.learner import Learner, MicroSteps
-from services.trainer.run.optimizer import optimizer_violations
+from services.trainer.run.learner import VALIDATION_PICTURES, Learner, MicroSteps
+from services.trainer.run.memory import keep_memory
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.reporting import LOSSES_FILE, RunReport
-from services.trainer.run.rows import Kind, RowSource
+from services.trainer.run.rows import RowSource
+from services.trainer.run.samples import sample_prompts
 from services.trainer.run.stopping import StopFlag
 from services.trainer.run.store import CheckpointStore, CheckpointUpload
 from services.trainer.run.supervision import CHECKPOINT_FOLDER, LAST, SAMPLE_FOLDER, Supervision
+from services.trainer.run.text import PromptEncoder, common_word
 from services.trainer.run.violations import RefusedError, StoppedError, violation
 from services.trainer.run.weights import choose_weights, trained_parameters
 
@@ -71,9 +76,6 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
         return result
     _be_deterministic()
     device = _device(configuration)
-    missing = tuple(optimizer_violations(configuration.optimization, device))
-    if missing:
-        raise RefusedError(missing)
     world_size = configuration.device.process_count * configuration.device.node_count
     identity = Identity.of(run.fingerprint(), world_size)
     last = configuration.output / CHECKPOINT_FOLDER / LAST
@@ -84,16 +86,23 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
         _LOGGER.info("the checkpoint comes from %s", url)
     position = read_position(last, identity)
     report.update(step_count=step_count, step=position.step if position else 0)
-    components = load_components(run.base)
+    components = Components(run.base)
     _warn_of_common_token(run, components)
     class_pictures = _class_pictures(run, components, device, report, stop)
+    done = 0 if position is None else position.step
+    sources = _sources(run, components, class_pictures, device)
+    if configuration.caches_latents:
+        _fill(sources, configuration, done=done, stop=stop)
+        components.drop("vae")
+    encode_prompts = PromptEncoder(components, device, cached=configuration.caches_text)
+    encode_prompts.prepare({"", *sample_prompts(run)}.union(*(each.prompts for each in sources)))
     choose_weights(components, configuration)
     parameters = trained_parameters(components)
     decay = configuration.optimization.ema_decay
     average = None if decay is None else WeightAverage(parameters, decay)
     if position is not None:
         load_weights(last, parameters, average.tensors if average else None)
-    learner = _learner(run, components, class_pictures, device)
+    learner = Learner(run, components, sources, encode_prompts)
     if position is not None:
         learner.position = position
     if learner.position.step < step_count:
@@ -107,6 +116,7 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
             report=report,
             stop=stop,
         )
+        keep_memory()
         try:
             _fit(configuration, learner, supervision, identity)
         finally:
@@ -170,37 +180,52 @@ def _class_pictures(
         stop.check()
         report.update(class_picture_count=done)
 
-    for module in (*components.trainable.values(), components.vae):
-        module.to(device)
-    return ensure_class_pictures(run, components, device=device, progress=progress)
+    pictures = ensure_class_pictures(run, components, device=device, progress=progress)
+    components.drop_all()  # they were drawn in float32, whatever the run computes in
+    return pictures
 
 
-def _learner(
+def _sources(
     run: CheckedRun,
     components: Components,
     class_pictures: tuple[Picture, ...],
     device: torch.device,
-) -> Learner:
-    configuration = run.configuration
+) -> list[RowSource]:
+    """The subject's rows, and the class's where there is a class."""
+    configuration, prior = run.configuration, run.configuration.prior
 
-    def source(kind: Kind, pictures: tuple[Picture, ...], prompt: str) -> RowSource:
-        return RowSource(
-            kind,
-            pictures,
-            prompt,
-            section=configuration.pictures,
-            cached=configuration.caches_latents,
-            buckets=buckets,
-            seed=configuration.optimization.seed,
-            vae=components.vae,
-            device=device,
-        )
+    def encode(picture_13HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        vae = components.part("vae").to(device)
+        return encode_moments(vae, picture_13HW.to(device))
 
-    buckets = bucket_sizes(run.side, run.base.side_multiple, configuration.pictures.aspect)
-    prior = configuration.prior
+    source = partial(
+        RowSource,
+        section=configuration.pictures,
+        cached=configuration.caches_latents,
+        buckets=bucket_sizes(run.side, run.base.side_multiple, configuration.pictures.aspect),
+        seed=configuration.optimization.seed,
+        encode=encode,
+    )
     instances = source("instance", run.instances, configuration.instance.prompt)
-    classes = None if prior is None else source("class", class_pictures, prior.prompt)
-    return Learner(run, components, instances, classes)
+    if prior is None:
+        return [instances]
+    return [instances, source("class", class_pictures, prior.prompt)]
+
+
+def _fill(
+    sources: Sequence[RowSource], configuration: RunConfiguration, *, done: int, stop: StopFlag
+) -> None:
+    """Encode every picture that the rest of the run will want, after `done` steps."""
+    section, device = configuration.optimization, configuration.device
+    row_count = section.batch_size * section.accumulation
+    row_count *= device.process_count * device.node_count
+    for source in sources:
+        source.prepare(
+            done * row_count,
+            (section.step_count - done) * row_count,
+            validated=VALIDATION_PICTURES,
+            before_each=stop.check,
+        )
 
 
 def _fit(

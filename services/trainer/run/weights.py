@@ -1,4 +1,4 @@
-"""What is trained: low-rank adapters, or everything in UNet and text encoders.
+"""What is trained: low-rank adapters, or everything in denoiser and text encoders.
 
 `choose_weights` prepares the components in place. Frozen weights of a LoRA run are kept in the
 run's precision; what is trained stays in float32.
@@ -6,7 +6,7 @@ run's precision; what is trained stays in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -24,54 +24,47 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "float16": torch.float16,
 }
 # The place of a part decides its adapters' first weights.
-_ADAPTER_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_ADAPTER_PARTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
 def choose_weights(components: Components, configuration: RunConfiguration) -> None:
-    """Mark what is trained, with adapters where the method is LoRA.
+    """Load and mark what is trained, with adapters where the method is LoRA.
 
     Raises `RefusedError` where a target names no layer.
     """
     optimization = configuration.optimization
-    trained = dict(_trained_modules(components, configuration))
-    if configuration.method == "full":
-        for module in trained.values():
-            module.requires_grad_(True)
-    else:
-        dtype = DTYPES[optimization.precision]
-        for module in components.trainable.values():
-            module.to(dtype)
-        for part, module in trained.items():
+    lora = configuration.method == "lora"
+    dtype = DTYPES[optimization.precision] if lora else torch.float32
+    denoiser = components.base.parts.denoiser
+    parts = components.trainable_parts if optimization.train_text_encoder else (denoiser,)
+    trained = {part: components.part(part, dtype) for part in parts}
+    for part, module in trained.items():
+        if lora:
             _adapt(part, module, configuration.lora, optimization.seed)
-    for module in trained.values():
+        else:
+            module.requires_grad_(True)
         module.train()
-    if optimization.gradient_checkpointing:
-        cast(Any, components.unet).enable_gradient_checkpointing()
-        if optimization.train_text_encoder:
-            for module in components.text_encoders.values():
-                cast(Any, module).activation_checkpointing_enable()
+        if optimization.gradient_checkpointing:
+            checkpointed: Any = module
+            if part == denoiser:
+                checkpointed.enable_gradient_checkpointing()
+            else:
+                checkpointed.activation_checkpointing_enable()
 
 
 def trained_parameters(components: Components) -> dict[str, nn.Parameter]:
-    """By name, `unet.…` and `text_encoder.…`, in a fixed order."""
+    """By name, `unet.…`, `text_encoder.…` and the like, in a fixed order."""
     return {
         f"{part}.{name}": parameter
-        for part, module in components.trainable.items()
+        for part, module in components.loaded.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
 
 
-def _trained_modules(
-    components: Components, configuration: RunConfiguration
-) -> Iterator[tuple[str, nn.Module]]:
-    yield "unet", components.unet
-    if configuration.optimization.train_text_encoder:
-        yield from components.text_encoders.items()
-
-
 def _adapt(part: str, module: nn.Module, section: LoraSection, seed: int) -> None:
-    targets = section.unet_targets if part == "unet" else section.text_encoder_targets
+    is_text = part.startswith("text_encoder")
+    targets = section.text_encoder_targets if is_text else section.denoiser_targets
     config = LoraConfig(
         r=section.rank,
         # peft types it as an integer and computes with it as a number.
@@ -85,7 +78,7 @@ def _adapt(part: str, module: nn.Module, section: LoraSection, seed: int) -> Non
         try:
             cast(Any, module).add_adapter(config)
         except ValueError as error:
-            field = f"lora.{part.removesuffix('_2')}_targets"
+            field = f"lora.{'text_encoder' if is_text else 'denoiser'}_targets"
             raise RefusedError([violation(field, "NO_SUCH_LAYER", str(error))]) from error
     for parameter in module.parameters():
         if parameter.requires_grad:

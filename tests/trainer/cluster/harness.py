@@ -80,6 +80,21 @@ async def cluster(
 
 def cluster_settings(base: Path, data: Path, **changes: Any) -> TrainerSettings:
     """Whole settings of a service in a cluster."""
+    return TrainerSettings(**_values(base, data, **changes))
+
+
+def environment(base: Path, data: Path, **changes: Any) -> dict[str, str]:
+    """The same as variables, for a service that is a process."""
+    values = _values(base, data, **changes)
+    return {
+        f"LIMNER_TRAINER_{name.upper()}": (
+            ",".join(value) if isinstance(value, tuple) else str(value)
+        )
+        for name, value in values.items()
+    }
+
+
+def _values(base: Path, data: Path, **changes: Any) -> dict[str, Any]:
     reports = Address(f"127.0.0.1:{free_port()}")
     plain: dict[str, Any] = {
         "address": Address("127.0.0.1:0"),
@@ -96,7 +111,7 @@ def cluster_settings(base: Path, data: Path, **changes: Any) -> TrainerSettings:
         "kubernetes_reports_target": reports,
         "kubernetes_run_key": RUN_KEY,
     }
-    return TrainerSettings(**(plain | changes))
+    return plain | changes
 
 
 def free_port() -> int:

@@ -23,8 +23,6 @@ from tests.trainer.cluster.api_server import NAMESPACE, ApiServer, serving_api
 from tests.trainer.cluster.harness import State, cluster, seen, until
 from tests.trainer.service.harness import ALICE, create_request, upload
 
-pytestmark = pytest.mark.timeout(90)
-
 _LABELS = {"app": "x"}
 
 

@@ -12,8 +12,6 @@ from limner.v1 import training_pb2
 from tests.trainer.cluster.harness import Cluster, State, cluster, seen, until
 from tests.trainer.service.harness import ALICE, Stub, create_request, upload
 
-pytestmark = pytest.mark.timeout(90)
-
 Reason = training_pb2.TrainingFailureReason
 
 

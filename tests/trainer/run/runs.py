@@ -50,7 +50,7 @@ def tree(base: Path, photos: Path, output: Path, **changes: Any) -> dict[str, An
             "rank": 4,
             "alpha": 2.0,
             "dropout": 0.1,
-            "unet_targets": ["to_q", "to_k", "to_v", "to_out.0"],
+            "denoiser_targets": ["to_q", "to_k", "to_v", "to_out.0"],
         },
         "validation": {"interval": 0, "step_count": 2, "guidance_scale": 2.0},
         "tracking": {"tensorboard": False},

@@ -1,15 +1,15 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from services.trainer.run.base_model import read_base_model
 from services.trainer.run.buckets import bucket_sizes, nearest_bucket
-from services.trainer.run.components import load_components
+from services.trainer.run.components import Components, encode_moments
 from services.trainer.run.configuration import PictureSection
 from services.trainer.run.dataset import find_pictures
 from services.trainer.run.rows import RowSource
@@ -62,8 +62,7 @@ def test_rows_have_the_shape_of_their_picture(plain_model: Path, oblong: Path) -
         section=PictureSection(),
         cached=True,
         seed=0,
-        vae=load_components(read_base_model(plain_model)).vae,
-        device=torch.device("cpu"),
+        encode=partial(encode_moments, Components(read_base_model(plain_model)).part("vae")),
     )
     rows = source.validation_rows(3)
     # 88 × 48 is the nearest to 2 : 1 of as many pixels as 64 × 64; latents are 4 times smaller.

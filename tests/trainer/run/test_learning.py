@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 def test_a_target_that_names_no_layer_is_refused(
     plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    wrong = tree(plain_model, photos, tmp_path / "run", lora={"unet_targets": ["nothing"]})
+    wrong = tree(plain_model, photos, tmp_path / "run", lora={"denoiser_targets": ["nothing"]})
     assert execute(check_run(wrong), NeverStops()) == 42
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["violations"][0]["field"] == "lora.unet_targets"
+    assert status["violations"][0]["field"] == "lora.denoiser_targets"

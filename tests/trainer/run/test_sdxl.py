@@ -6,9 +6,10 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from services.trainer.run.base_model import read_base_model
-from services.trainer.run.components import encode_text, load_components
+from services.trainer.run.components import Components
 from services.trainer.run.process import execute
 from services.trainer.run.reading import check_run
+from services.trainer.run.text import PromptEncoder
 from tests.trainer.run.runs import StopAfter, digest, run_to_end, tree
 
 _TRAINED = {"optimization": {"learning_rate": 0.1, "train_text_encoder": True}}
@@ -29,9 +30,10 @@ def _picture(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
 
 
 def test_prompts_are_encoded_as_the_stock_pipeline_does(sdxl_model: Path) -> None:
-    components = load_components(read_base_model(sdxl_model))
+    components = Components(read_base_model(sdxl_model))
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
-    text = encode_text(components, ["a sks dog", ""], torch.device("cpu"))
+    encode = PromptEncoder(components, torch.device("cpu"), cached=True)
+    text = encode(["a sks dog", ""])
     wanted, negative, pooled, negative_pooled = pipeline.encode_prompt("a sks dog")
     assert text.pooled_BP is not None
     torch.testing.assert_close(text.embeddings_BLD, torch.cat([wanted, negative]))

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from limner.v1 import training_pb2
+from services.diffusion.families.loading import load_model
+from services.diffusion.model import ModelSpec
+from services.diffusion.trained import TrainedModels
+from services.storage.catalog import FolderCatalog
 from services.trainer.backends.subprocess_backend import LOG_FILE
 from tests.trainer.service.harness import ALICE, Stub, create_request, serving, settings, upload
 
@@ -26,6 +30,34 @@ async def _await(stub: Stub, job_id: str, *, state: int, step: int = 0) -> State
         if message.job.state == state and message.job.step >= step:
             return message.job
     raise AssertionError(f"ended otherwise: {message.job}")
+
+
+async def test_a_model_trained_in_full_draws_for_its_owner(
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    configured = settings(plain_model, tmp_path)
+    request = {
+        "method": training_pb2.TRAINING_METHOD_FULL,
+        "configuration_yaml": _CONFIGURATION.replace("step_count: 60", "step_count: 4"),
+    }
+    async with serving(configured) as stub:
+        dataset = await upload(stub, photos)
+        created = create_request(dataset, **request)
+        job = (await stub.CreateTrainingJob(created, metadata=ALICE)).job
+        await _await(stub, job.id, state=State.STATE_SUCCEEDED, step=4)
+    (entry,) = FolderCatalog(configured.catalog_folder()).entries("alice")
+    assert (entry.method, entry.name) == ("full", f"tiny@{job.id}")
+    base = ModelSpec(name="tiny", path_or_hub_id=str(plain_model), runtime="torch")
+    models = TrainedModels(
+        FolderCatalog(configured.catalog_folder()),
+        {"tiny": base},
+        load=load_model,
+        capacity=1,
+        runtime="torch",
+    )
+    async with models.use(entry.name, "alice", []) as (model, _):
+        assert model.revision != load_model(base).revision
 
 
 async def test_a_run_that_the_service_stopped_goes_on_when_it_is_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,34 @@ async def test_a_token_that_means_something_is_warned_about(
         kept = (await stub.GetTrainingJob(named, metadata=ALICE)).job
     assert [(each.code, each.field) for each in kept.warnings] == [("TOKEN_IS_A_WORD", "token")]
     assert kept.warnings == created.warnings
+
+
+async def test_a_base_model_whose_outcome_nothing_draws_with_is_refused_or_warned_about(
+    sd3_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    refusing = settings(sd3_model, tmp_path / "a")
+    async with serving(refusing, ToldBackend()) as stub:
+        request = create_request(await upload(stub, photos), validate_only=True)
+        found = await violations(stub.CreateTrainingJob(request, metadata=ALICE))
+        assert found == {"base_model": "NOT_SERVED"}
+    allowing = settings(sd3_model, tmp_path / "b", allow_unserved_models=True)
+    async with serving(allowing, ToldBackend()) as stub:
+        request = create_request(await upload(stub, photos), validate_only=True)
+        planned = (await stub.CreateTrainingJob(request, metadata=ALICE)).job
+    (warning,) = planned.warnings
+    assert (warning.code, warning.field) == ("MODEL_NOT_SERVED", "base_model")
+
+
+async def test_eight_bit_moments_are_refused_where_their_package_is_missing(
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    settings_yaml = "optimization: {optimizer: adamw_8bit}\npictures: {side: 64}"
+    async with serving(settings(plain_model, tmp_path), ToldBackend()) as stub:
+        request = create_request(await upload(stub, photos), configuration_yaml=settings_yaml)
+        found = await violations(stub.CreateTrainingJob(request, metadata=ALICE))
+        assert await stored(stub) == 0
+    assert found == {"configuration_yaml.optimization.optimizer": "NOT_INSTALLED"}
 
 
 def test_a_common_word_of_a_large_vocabulary_is_known_and_a_rare_piece_is_not(

@@ -123,7 +123,10 @@ class TrainingWarning(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """`TOKEN_IS_A_WORD`: the token is a word that the base model knows."""
+    """`TOKEN_IS_A_WORD`: the token is a word that the base model knows.
+    `MODEL_NOT_SERVED`: the outcome cannot be drawn with yet; only where the operator allows that,
+    otherwise the request is refused.
+    """
     message: _builtins.str
     """One sentence for people."""
     field: _builtins.str
