@@ -65,7 +65,7 @@ class StartDisplay:
 
 def print_death(console: Console, message: str, log_tail: str = "") -> None:
     """Print which service ended and the end of its log."""
-    console.print(Text(f"limner: {message}", style="red"))
+    console.print(Text(f"limner: {message}", style="red"), soft_wrap=True)
     if log_tail:
         tail = "\n".join(f"  {line}" for line in log_tail.splitlines())
         console.print(Text(tail, style="dim"), soft_wrap=True)

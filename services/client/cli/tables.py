@@ -20,7 +20,7 @@ _UNBROKEN_WIDTH = 10_000
 
 def new_table(*headings: str, whole: Collection[str] = (), caption: str | None = None) -> Table:
     """Return an empty table; where it is too wide, all columns but those in `whole` fold."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption)
     for heading in headings:
         table.add_column(heading, no_wrap=heading in whole, overflow="fold")
     return table
