@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a red apple
+# At most so many processes share the tests, one a core: each starts the servers that it needs.
+WORKERS ?= 4
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 SHELL := /bin/bash
@@ -22,22 +24,30 @@ define benchmark
 	  tail -n 1 .cache/benchmark.txt > benchmarks/results/$(1)$(3).json
 endef
 
-.PHONY: demo test check pytest proto bench soak chaos gpu-check clean
+.PHONY: demo test check lint types pytest proto bench soak chaos gpu-check clean
 
 demo: $(VENV)/.local
 	$(BIN)/limner demo "$(PROMPT)" --output demo.png
 
-test: check pytest
+# The checks run beside the tests, which often wait; what they print comes in one piece.
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types pytest
 
-check: $(VENV)/.dev
+check: lint types
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m proto.lint
 
+# The plus sign lets its output through at once.
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	+$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=$(WORKERS) \
+	  --dist=worksteal $(PYTEST_ARGS)
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m proto.generate

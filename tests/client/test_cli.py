@@ -263,7 +263,7 @@ def test_ctrl_c_cancels_the_call_and_exits_130(server: ScriptedServer, tmp_path:
     ) -> script.Responses:
         yield script.accepted(request)
         drawing.set()
-        server.ended.wait(30)
+        server.ended.wait(180)
 
     server.generate = generate
     command = [sys.executable, "-c", _MAIN, "generate", "dog", "-o", "d.png"]
@@ -271,11 +271,11 @@ def test_ctrl_c_cancels_the_call_and_exits_130(server: ScriptedServer, tmp_path:
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert drawing.wait(30)
+    assert drawing.wait(180)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130
-    assert server.ended.wait(10)
+    assert server.ended.wait(60)
     assert (out, b"Traceback" in err) == (b"", False)
     assert files(tmp_path) == set()
 

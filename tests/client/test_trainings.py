@@ -251,11 +251,11 @@ def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert watched.wait(60)
+    assert watched.wait(180)
     assert command.stderr is not None
     assert command.stderr.readline().startswith("training: 2 of 4 steps")
     command.send_signal(signal.SIGINT)
-    _, told = command.communicate(timeout=60)
+    _, told = command.communicate(timeout=180)
     assert command.returncode == 130
     assert "limner trainings watch job_1" in told
     assert not trainer.called

@@ -9,6 +9,7 @@ Weights depend on `seed` alone.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,12 @@ def write_emoji_like_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def shared_cache(session_temp: Path) -> Path:
-    """Cache for exported graphs under pytest's base folder: one export serves a whole session."""
-    return session_temp / "exported-graphs"
+    """Cache for exported graphs under pytest's base folder: one export serves a whole run.
+
+    A process that shares the tests with others has a base folder of its own in that of the run.
+    """
+    of_run = session_temp.parent if "PYTEST_XDIST_WORKER" in os.environ else session_temp
+    return of_run / "exported-graphs"
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:

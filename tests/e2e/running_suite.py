@@ -41,7 +41,7 @@ def image_format(path: Path) -> str | None:
         return picture.format
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0) -> None:
     """Wait until a condition holds; fail with its name when it never does."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -43,7 +43,7 @@ def test_up_serves_and_leaves_nothing_behind(
         services = psutil.Process(up.pid).children()
         assert len(services) == 4
         line = ["generate", "a dog", "-o", "dog.png", "--address", f"{HOST}:{port}"]
-        done = subprocess.run([*LIMNER, *line], cwd=folder, env=variables, timeout=60)
+        done = subprocess.run([*LIMNER, *line], cwd=folder, env=variables, timeout=180)
         assert done.returncode == 0
         again = subprocess.run(
             [*LIMNER, "up", "--port", str(port), "--models", models],
@@ -51,12 +51,12 @@ def test_up_serves_and_leaves_nothing_behind(
             env=variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert again.returncode == 1
         assert f"port {port} is in use" in again.stderr
         up.send_signal(signal.SIGINT)
-        assert up.wait(timeout=60) == 0
+        assert up.wait(timeout=180) == 0
     finally:
         up.kill()
         up.wait()

@@ -206,6 +206,6 @@ def test_services_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    psutil.wait_procs([child], timeout=30)
+    psutil.wait_procs([child], timeout=120)
     assert not child.is_running()
     assert journal(tmp_path) == ["child"]
