@@ -66,7 +66,7 @@ def decode_image(data: bytes, *, max_pixel_count: int) -> DecodedImage:
         if image.width * image.height > max_pixel_count:
             raise UnusableImageError("TOO_LARGE", _too_large(image, max_pixel_count))
         has_16_bits = image.format == "PNG" and data[_PNG_DEPTH_OFFSET] == 16
-        orientation = exif_orientation(image)
+        orientation = exif_orientation(image, data)
         try:
             image.load()
             settled = settle_colours(image, has_16_bits=has_16_bits)

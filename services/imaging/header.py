@@ -41,6 +41,10 @@ _SIGNATURES: Mapping[str, tuple[int, bytes]] = MappingProxyType(
     {"PNG": (0, b"\x89PNG\r\n\x1a\n"), "JPEG": (0, b"\xff\xd8\xff"), "WEBP": (8, b"WEBP")}
 )
 _EXIF_ORIENTATION = 0x0112
+_PNG_SIGNATURE_BYTES = 8
+_CHUNK_FRAME_BYTES = 12  # size, name and checksum
+# A picture of 32 MiB has about 4,000 of the usual 8 KiB; a hostile one could have millions.
+_MOST_CHUNKS = 100_000
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
@@ -72,7 +76,7 @@ def read_header(data: bytes) -> ImageHeader:
     """
     with open_image(data) as image:
         width, height = image.size
-        if exif_orientation(image) in _SIDEWAYS:
+        if exif_orientation(image, data) in _SIDEWAYS:
             width, height = height, width
     return ImageHeader(width=width, height=height)
 
@@ -99,9 +103,27 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def exif_orientation(image: Image.Image) -> int:
-    """EXIF's number for how the picture lies, 1 (upright) to 8."""
+def exif_orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF's number for how the picture in `data` lies, 1 (upright) to 8; no pixel is decoded."""
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        if image.format == "PNG" and "exif" not in image.info:
+            exif = _png_exif(data)
+            if exif is not None:
+                image.info["exif"] = exif
+        # Not the PNG plugin's own, which decodes the picture to see whether EXIF comes behind it.
+        return int(Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1))
     except DAMAGE:
         return 1  # Metadata that cannot be read says nothing.
+
+
+def _png_exif(data: bytes) -> bytes | None:
+    """The EXIF chunk of a PNG file, as Pillow has it of other formats; it may be the last one."""
+    start = _PNG_SIGNATURE_BYTES
+    for _ in range(_MOST_CHUNKS):
+        if start + _CHUNK_FRAME_BYTES > len(data):
+            return None
+        size, name = struct.unpack_from(">I4s", data, start)
+        if name == b"eXIf":
+            return b"Exif\0\0" + data[start + 8 : start + 8 + size]
+        start += _CHUNK_FRAME_BYTES + size
+    return None

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from services.imaging.decoding import DecodedImage, decode_image
-from services.imaging.header import UnusableImageError, read_header
+from services.imaging.header import (
+    UnusableImageError,
+    exif_orientation,
+    open_image,
+    read_header,
+)
 
 # Pillow remarks on damaged metadata, of which there is a lot here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
@@ -133,6 +138,22 @@ def test_exif_orientation_is_applied_and_the_header_knows_it(
     assert (header.width, header.height) == (40, 24)
     difference = _decode(data).pixels.astype(int) - np.asarray(upright).astype(int)
     assert np.abs(difference).max() <= (12 if format_name == "JPEG" else 0)
+
+
+def test_exif_behind_the_pixels_of_a_png_is_found_without_decoding_them() -> None:
+    stored = _photo().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, end = _file(stored), _chunk(b"IEND", b"")
+    assert plain.endswith(end)
+    late = plain.removesuffix(end) + _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + end
+    header = read_header(late)
+    assert (header.width, header.height) == (40, 24)
+    assert np.array_equal(_decode(late).pixels, np.asarray(_photo()))
+    for data, expected in ((late, 6), (plain, 1), (plain + _chunk(b"none", b"") * 200_000, 1)):
+        with open_image(data) as image:
+            assert exif_orientation(image, data) == expected
+            assert image.tile  # Pillow empties it when it decodes
 
 
 def test_damaged_exif_is_no_reason_to_refuse() -> None:
