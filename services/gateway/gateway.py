@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -126,7 +127,7 @@ async def _serving(
     ledger = Ledger(engine=engine)
     control = _admission_control(settings, ledger, metrics)
     door = admission or control
-    methods: list[RelayedMethod] = [
+    methods: list[RelayedMethod[Any]] = [
         GenerationMethod(prices),
         UpscaleMethod(prices),
     ]
@@ -226,7 +227,7 @@ async def _report_health(
     server: GrpcServer,
     pool: BackendPool,
     changed: asyncio.Event,
-    methods: Sequence[RelayedMethod],
+    methods: Sequence[RelayedMethod[Any]],
     training: Training | None,
 ) -> None:
     """Lets the health of the services follow the backends until cancelled."""

@@ -63,9 +63,24 @@ class GenerationMethod:
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
 
-    def take(self, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
+    def read(self, payload: bytes) -> generation_pb2.GenerateImageRequest:
         """See `RelayedMethod`."""
-        asked = _parse(payload)
+        try:
+            return generation_pb2.GenerateImageRequest.FromString(payload)
+        except DecodeError:
+            violation = FieldViolation(
+                field="", reason="MALFORMED", description="is not a GenerateImageRequest"
+            )
+            raise InvalidRequestError([violation]) from None
+
+    def take(
+        self,
+        asked: generation_pb2.GenerateImageRequest,
+        payload: bytes,
+        find_model: FindModel,
+        tier: Tier,
+    ) -> Order:
+        """See `RelayedMethod`."""
         model = find_model(asked.model)
         if asked.model != model.name:
             # Joined messages merge and the last value of a field wins: this sets the model.
@@ -91,16 +106,6 @@ class GenerationMethod:
     def artifact_in(self, event: bytes) -> ChunkHead | None:
         """See `RelayedMethod`."""
         return chunk_head(event, _ARTIFACT_TAG)
-
-
-def _parse(payload: bytes) -> generation_pb2.GenerateImageRequest:
-    try:
-        return generation_pb2.GenerateImageRequest.FromString(payload)
-    except DecodeError:
-        violation = FieldViolation(
-            field="", reason="MALFORMED", description="is not a GenerateImageRequest"
-        )
-        raise InvalidRequestError([violation]) from None
 
 
 def _size(asked: generation_pb2.GenerateImageRequest, defaults: model_pb2.ImageDefaults) -> _Size:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,8 +28,11 @@ from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
 from services.runtime.context import RequestContext, current_request
 from services.runtime.errors import InvalidRequestError, PermissionDeniedError, StateError
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _DIGEST_BYTES = 16
-# Longer ones are digested on a thread: a megabyte takes about a millisecond.
+# Longer ones are read and digested on a thread: a megabyte takes about a millisecond.
 _INLINE_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ class RelayServicer:
 
     def __init__(
         self,
-        method: RelayedMethod,
+        method: RelayedMethod[Any],
         pool: BackendPool,
         *,
         admission: Admission,
@@ -73,9 +77,12 @@ class RelayServicer:
         request, caller = current_request(), current_caller()
         caller.require(self._method.scope)
         tier = self._tier_of(caller)
-        order = self._method.take(payload, lambda name: self._find_model(name, tier), tier)
+        asked = await _inline_or_on_thread(payload, self._method.read, payload)
+        order = self._method.take(asked, payload, lambda name: self._find_model(name, tier), tier)
         _check(order, tier)
-        digest = await _digest(caller.account, self._path, order.payload)
+        digest = await _inline_or_on_thread(
+            payload, _digest, caller.account, self._path, order.payload
+        )
         question = self._question(request, caller, tier, order, digest)
         async with Admitted(self._admission, question) as running:
             events = relay_events(
@@ -147,14 +154,17 @@ def _check(order: Order, tier: Tier) -> None:
     _log.info("a limit that is not enforced was reached", extra=extra)
 
 
-async def _digest(account: str, path: str, payload: bytes) -> bytes:
-    """Tells one request of an account from every other."""
+async def _inline_or_on_thread(
+    payload: bytes, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Calls a function whose time depends on the payload."""
     if len(payload) > _INLINE_BYTES:
-        return await asyncio.to_thread(_digest_now, account, path, payload)
-    return _digest_now(account, path, payload)
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)
 
 
-def _digest_now(account: str, path: str, payload: bytes) -> bytes:
+def _digest(account: str, path: str, payload: bytes) -> bytes:
+    """Tells one request of an account from every other."""
     digest = hashlib.blake2b(f"{account}\0{path}\0".encode(), digest_size=_DIGEST_BYTES)
     digest.update(payload)
     return digest.digest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from limner.v1 import artifact_pb2
 from services.gateway.backend import ServedModel
@@ -16,6 +16,8 @@ from services.gateway.scopes import Scope
 from services.gateway.tiers import Tier
 from services.gateway.wire import fields
 from services.runtime.errors import FieldViolation
+
+Asked = TypeVar("Asked")
 
 FindModel: TypeAlias = Callable[[str], ServedModel]
 """From the name in a request, maybe empty, to the model that it means; raises as the pool does."""
@@ -73,7 +75,7 @@ def chunk_head(event: bytes, tag: int) -> ChunkHead | None:
     return ChunkHead(index, is_last, size_bytes)
 
 
-class RelayedMethod(Protocol):
+class RelayedMethod(Protocol[Asked]):
     """A method that answers one request with a stream of events, some of them artifact chunks."""
 
     service: str
@@ -86,8 +88,14 @@ class RelayedMethod(Protocol):
     tasks: frozenset[int]
     """A model that does one of these serves it."""
 
-    def take(self, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
-        """Resolves, prices and checks a request. Raises InvalidRequestError when it is malformed.
+    def read(self, payload: bytes) -> Asked:
+        """What a request asks for. Raises InvalidRequestError when it is malformed.
+
+        Called on a thread where the request is large; it touches nothing but the payload.
+        """
+
+    def take(self, asked: Asked, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
+        """Resolves, prices and checks a request.
 
         Values that only a backend can judge are left to it, and priced as if they were legal.
         """

@@ -8,6 +8,7 @@ refuse is relayed all the same, for the server lists everything that is wrong, a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
@@ -22,7 +23,7 @@ from services.gateway.relayed_method import (
 )
 from services.gateway.scopes import Scope
 from services.gateway.tiers import Tier
-from services.imaging.header import UnusableImageError, read_header
+from services.imaging.header import ImageHeader, UnusableImageError, read_header
 from services.runtime.errors import FieldViolation, InvalidRequestError
 
 UPSCALE_SERVICE = upscale_pb2.DESCRIPTOR.services_by_name["UpscaleService"].full_name
@@ -33,6 +34,17 @@ _MEGA = 1_000_000
 # No server makes as much. Prices of this stay far below 2^53, where a store's numbers are exact.
 _MOST_PIXELS = 10**10
 _MOST_MILLICREDITS = 10**12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Enlargement:
+    """What a request asks for, without the picture."""
+
+    model: str
+    header: ImageHeader | None
+    """None: not a picture."""
+    scale: float | None
+    """None: the model's."""
 
 
 class UpscaleMethod:
@@ -47,9 +59,24 @@ class UpscaleMethod:
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
 
-    def take(self, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
+    def read(self, payload: bytes) -> Enlargement:
         """See `RelayedMethod`."""
-        asked = _parse(payload)
+        try:
+            asked = upscale_pb2.UpscaleImageRequest.FromString(payload)
+        except DecodeError:
+            violation = FieldViolation(
+                field="", reason="MALFORMED", description="is not an UpscaleImageRequest"
+            )
+            raise InvalidRequestError([violation]) from None
+        try:
+            header = read_header(asked.image)
+        except UnusableImageError:
+            header = None
+        scale = asked.scale if asked.HasField("scale") else None
+        return Enlargement(model=asked.model, header=header, scale=scale)
+
+    def take(self, asked: Enlargement, payload: bytes, find_model: FindModel, tier: Tier) -> Order:
+        """See `RelayedMethod`."""
         model = find_model(asked.model)
         if asked.model != model.name:
             # Joined messages merge and the last value of a field wins: this sets the model.
@@ -73,24 +100,11 @@ class UpscaleMethod:
         return chunk_head(event, _ARTIFACT_TAG)
 
 
-def _parse(payload: bytes) -> upscale_pb2.UpscaleImageRequest:
-    try:
-        return upscale_pb2.UpscaleImageRequest.FromString(payload)
-    except DecodeError:
-        violation = FieldViolation(
-            field="", reason="MALFORMED", description="is not an UpscaleImageRequest"
-        )
-        raise InvalidRequestError([violation]) from None
-
-
-def _output_pixels(asked: upscale_pb2.UpscaleImageRequest, limits: model_pb2.UpscaleLimits) -> int:
+def _output_pixels(asked: Enlargement, limits: model_pb2.UpscaleLimits) -> int:
     """Pixels of the artifact; 0 for a request that the server will refuse."""
-    try:
-        header = read_header(asked.image)
-    except UnusableImageError:
-        return 0
-    scale = asked.scale if asked.HasField("scale") else limits.max_scale
-    if not math.isfinite(scale) or scale <= 0 or scale > limits.max_scale:
+    header = asked.header
+    scale = limits.max_scale if asked.scale is None else asked.scale
+    if header is None or not math.isfinite(scale) or scale <= 0 or scale > limits.max_scale:
         return 0
     width, height = round(header.width * scale), round(header.height * scale)
     return min(max(1, width) * max(1, height), _MOST_PIXELS)

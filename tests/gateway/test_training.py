@@ -1,6 +1,7 @@
 """Training through the gateway: relayed as it is, paid by the step, exactly once."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import generate_latest
 
 from limner.v1 import training_pb2 as pb
 from limner.v1 import training_pb2_grpc
@@ -18,6 +20,7 @@ from tests.diffusion.tiny import write_plain_model
 from tests.gateway.actors import ACTOR
 from tests.gateway.harness import PEPPER, reason
 from tests.gateway.training import STEP_MILLICREDITS, STEPS, Door, door, usage
+from tests.gateway.unspoken import log_lines, spoken
 from tests.gateway.waiting import until
 from tests.trainer.run.runs import write_photos
 from tests.trainer.service.harness import create_request
@@ -40,6 +43,11 @@ async def _refusal(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
+
+
+def _ends(photos: Path) -> list[bytes]:
+    """The pictures without what every PNG begins with."""
+    return [photo.read_bytes()[100:] for photo in photos.iterdir()]
 
 
 async def _charged(door: Door) -> int:
@@ -324,3 +332,41 @@ async def _until_charged(behind: Door, millicredits: int) -> None:
         return await _charged(behind) == millicredits
 
     await until(is_charged)
+
+
+async def test_neither_key_nor_prompt_nor_picture_nor_webhook_secret_is_told(
+    base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In no log, neither of the gateway nor of the trainer, in no metric and no error."""
+    caplog.set_level(logging.DEBUG)
+    prompts = {"instance_prompt": "the minister's sks dog", "class_prompt": "a minister's dog"}
+    secret = "of the webhook, 0123456789"
+    told = []
+    async with door(tmp_path, base, monthly_millicredits=WHOLE) as behind:
+        dataset = await behind.upload(photos)
+        job = await behind.create(dataset, **prompts)
+        run = await behind.runs.runs.get()
+        run.say(step=STEPS)
+        run.finish(0)
+        assert (await behind.end(job.id)).state == State.STATE_SUCCEEDED
+        for number, changes in enumerate(
+            (
+                {},  # of which the credits are spent
+                {"base_model": "no such model"},
+                {"dataset_id": "0" * 32},
+                {"instance_prompt": "the minister's cat", "token": "sks"},
+                {"configuration_yaml": "optimization: {step_count: -1}"},
+                {"webhook_url": "http://127.0.0.1/", "webhook_secret": secret},
+            )
+        ):
+            fields = {"dataset_id": dataset, "idempotency_key": f"again {number}"}
+            request = create_request(**(fields | prompts | changes))
+            error = await _refusal(behind.stub.CreateTrainingJob(request, metadata=behind.key))
+            told.append(f"{error.details()} {error.trailing_metadata()}")
+        told.append(generate_latest(behind.gateway.registry).decode())
+        key = behind.gateway.key
+    logged = log_lines(caplog.records)
+    assert len(logged) > 10
+    hidden = [*prompts.values(), "the minister's cat", secret]
+    for data in _ends(photos):
+        assert spoken([*told, *logged], key=key, prompts=hidden, data=data) == []

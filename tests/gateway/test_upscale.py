@@ -6,6 +6,7 @@ The network is in closed form; everything else is what runs in production.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,14 +17,17 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from prometheus_client import generate_latest
 
 from limner.v1 import model_pb2, model_pb2_grpc, upscale_pb2_grpc
 from services.gateway.backend import ServedModel
 from services.gateway.configuration_file import FollowedFile
 from services.gateway.pricing import DEFAULT_PRICES, read_prices
+from services.gateway.relayed_method import Order
 from services.gateway.tiers import BUILT_IN_TIERS
 from services.gateway.upscale_method import UpscaleMethod
 from tests.gateway.harness import Harness, running_gateway, until
+from tests.gateway.unspoken import log_lines, spoken
 from tests.upscale.doubles import NearestUpscaler, noise, repeated
 from tests.upscale.service.harness import (
     GatedUpscaler,
@@ -153,11 +157,42 @@ def test_a_tier_limits_the_megapixels_of_an_artifact() -> None:
         return ServedModel.listed(listing)
 
     data = png(np.zeros((1000, 1001, 3), np.uint8))
-    order = method.take(Request(image=data).SerializeToString(), find, tier)
+
+    def take(**fields: Any) -> Order:
+        payload = Request(image=data, **fields).SerializeToString()
+        return method.take(method.read(payload), payload, find, tier)
+
+    order = take()
     assert [(each.field, each.reason) for each in order.excesses] == [("scale", "TIER_LIMIT")]
     assert "16 megapixels" in order.excesses[0].description
-    allowed = method.take(Request(image=data, scale=3.0).SerializeToString(), find, tier)
+    allowed = take(scale=3.0)
     assert allowed.excesses == ()
     expected = DEFAULT_PRICES.price_upscale(model="m", output_pixels=3000 * 3003)
     assert allowed.artifact_millicredits == expected
     assert Request.FromString(allowed.payload).model == "m"
+
+
+async def test_neither_key_nor_picture_reaches_a_log_a_metric_or_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With and without a picture that can be used, refused here and behind."""
+    caplog.set_level(logging.DEBUG)
+    data = png(noise(60, 100))
+    told = []
+    async with _door(tmp_path) as (door, _):
+        await _read_to_the_end(_upscale(door, image=data))
+        for fields in (
+            {"image": data, "scale": 99.0},
+            {"image": data, "model": "no such model"},
+            {"image": data[: len(data) // 2]},
+            {"image": data[1:]},
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await _read_to_the_end(_upscale(door, **fields))
+            told.append(f"{caught.value.details()} {caught.value.trailing_metadata()}")
+        told.append(generate_latest(door.registry).decode())
+        key = door.key
+    logged = log_lines(caplog.records)
+    assert len(logged) > 10
+    for secret in (data, data[1:], data[100:]):
+        assert spoken([*told, *logged], key=key, prompts=[], data=secret) == []
