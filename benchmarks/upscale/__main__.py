@@ -8,8 +8,8 @@ Limner, in the processor's own precision and in 8 bits, beside what a user would
 ncnn wheel and torch eager in float32, on whole pictures, one after the other. Each runs in a
 process of its own with as many threads, and all take turns, so that other work on the machine hits
 them alike: compare the columns of one run. A small picture is one of the smallest tenth of all
-pixels; its latency says how long it waits behind large ones. `--large` instead sends a photograph
-of 24 megapixels through a server and reports its memory.
+pixels; its latency says how long it waits behind large ones. `--large` instead sends photographs
+with 24 megapixels out and 24 megapixels in through a server and reports its memory.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Figures = dict[str, dict[int, dict[str, float]]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parser().parse_args(arguments)
-    if options.large:
-        figures = measure_large(options.model, options.folder, options.cache_dir)
-        print(table(list(figures), [list(figures.values())]))
-        print(json_line("upscale-large", {"model": options.model, **figures}))
-        return
     descriptor = find_entries([options.folder])[options.model].descriptor
     assert descriptor is not None, "the benchmark's models are described"
+    if options.large:
+        large = measure_large(descriptor, options.model, options.folder, options.cache_dir)
+        print(table(list(large[0]), [list(figures.values()) for figures in large]))
+        print(json_line("upscale-large", {"model": options.model, "pictures": large}))
+        return
     assert descriptor.scale == SCALE, "the workload is counted for this scale"
     sources = pictures(options.pictures)
     with ExitStack() as stack:

@@ -1,12 +1,14 @@
-"""A camera's photograph through a server of its own: the time, and the memory that it takes.
+"""Camera photographs through a server of its own: the time, and the memory that they take.
 
 Used by `python -m benchmarks.upscale --large`. Memory is the peak of the server's process, as the
-kernel counts it, beside that of the same process before the request.
+kernel counts it, beside that after a picture of one tile, and beside the bound that
+`models/upscalers/README.md` states. Linux only.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -19,13 +21,18 @@ from PIL import Image
 from benchmarks.upscale.workload import large_photo
 from services.client import Client
 from services.local.ports import free_port
+from services.upscale.weights.descriptor import Descriptor
 
-SIDES = (6000, 4000)
+SIDES = ((3000, 2000), (6000, 4000))
+"""24 megapixels out, and 24 megapixels in; each by 2."""
 SCALE = 2.0
+_MIB = 2**20
 
 
-def measure_large(model: str, folder: Path, cache_dir: Path) -> dict[str, float]:
-    """Upscale a photograph of 24 megapixels by 2 into a PNG. Raises LimnerError."""
+def measure_large(
+    descriptor: Descriptor, model: str, folder: Path, cache_dir: Path
+) -> list[dict[str, float]]:
+    """Upscale a photograph of each of `SIDES` into a PNG. Raises LimnerError."""
     port = free_port()
     environment = {
         **os.environ,
@@ -40,28 +47,42 @@ def measure_large(model: str, folder: Path, cache_dir: Path) -> dict[str, float]
     with subprocess.Popen(command, env=environment) as process:
         try:
             _wait_until_ready(port)
-            before = _peak_mib(process.pid)
-            started_at = time.perf_counter()
             with Client(f"127.0.0.1:{port}") as client:
-                result = client.upscale(_jpeg(), scale=SCALE, output_format="png")
-            seconds = time.perf_counter() - started_at
-            after = _peak_mib(process.pid)
+                tiling = descriptor.tiles()
+                side = tiling.max_side - 2 * tiling.border
+                client.upscale(_jpeg(side, side), scale=SCALE, output_format="png")
+                one_tile = _peak_mib(process.pid)
+                return [
+                    _measured(client, process.pid, sides, one_tile, tiling.max_side)
+                    for sides in SIDES
+                ]
         finally:
             process.terminate()
-    megapixels = result.image.width * result.image.height / 1e6
+
+
+def _measured(
+    client: Client, pid: int, sides: tuple[int, int], one_tile: float, tile_side: int
+) -> dict[str, float]:
+    data = _jpeg(*sides)
+    started_at = time.perf_counter()
+    image = client.upscale(data, scale=SCALE, output_format="png").image
+    seconds = time.perf_counter() - started_at
+    bands = 4 * math.ceil(tile_side * SCALE) * image.width * 3
+    growth = 7 * sides[0] * sides[1] + 3 * len(data) + bands + 1.125 * len(image.data)
     return {
-        "megapixels": megapixels,
+        "megapixels_in": sides[0] * sides[1] / 1e6,
+        "megapixels_out": image.width * image.height / 1e6,
         "seconds": seconds,
-        "seconds_per_megapixel": seconds / megapixels,
-        "peak_mib_before": before,
-        "peak_mib": after,
-        "file_mib": len(result.image.data) / 2**20,
+        "one_tile_mib": one_tile,
+        "peak_mib": _peak_mib(pid),
+        "bound_mib": one_tile + growth / _MIB,
+        "file_mib": len(image.data) / _MIB,
     }
 
 
-def _jpeg() -> bytes:
+def _jpeg(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(large_photo(*SIDES)).save(buffer, "JPEG", quality=90)
+    Image.fromarray(large_photo(width, height)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -78,7 +99,7 @@ def _wait_until_ready(port: int) -> None:
 
 
 def _peak_mib(pid: int) -> float:
-    """`VmHWM`: the most physical memory that the process ever had. Linux only."""
+    """`VmHWM`: the most physical memory that the process ever had."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024

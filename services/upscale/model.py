@@ -35,7 +35,7 @@ class Tiling:
     """Width over which neighbouring tiles are blended, beyond the padding."""
     border: int = 8
     """Reflected pixels around the picture, so that the network's own zero padding stays outside."""
-    side_step: int = 16
+    side_step: int = 8
     """Tile sides are multiples of this, so that tiles of many pictures have the same shape."""
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ def upscaler(name: str) -> GraphSource:
     return tiles_source(weights, revision=name, tiling=descriptor.tiles())
 
 
-UPSCALERS = ("realesr-animevideov3", "realesrgan-x4plus-anime")
+UPSCALERS = ("realesr-animevideov3", "realesr-general-x4v3", "realesrgan-x4plus-anime")
 TOO_LARGE_FOR_EVERY_RUN = "realesrgan-x4plus"
 COMPONENTS = {
     "denoiser": ("float16", "FLOAT"),

