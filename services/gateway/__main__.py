@@ -47,9 +47,9 @@ async def _serve(settings: GatewaySettings) -> int:
 
 
 def _leave_alone_what_stays() -> None:
-    """Spares the garbage collector what is there for good, and calls most of the collector.
+    """Has the garbage collector look neither at what is there for good nor after every other call.
 
-    What a call makes is freed by reference counting; cycles are left by few.
+    What calls make is freed by reference counting; hardly any leaves a cycle.
     """
     gc.collect()
     gc.freeze()

@@ -137,14 +137,14 @@ async def write_at_once(engine: AsyncEngine, write: Callable[[Connection], _T]) 
     times as long as the statements; here `write` as a whole runs on one thread. A caller that is
     cancelled does not know whether it was done.
     """
-    path = sqlite_path(str(engine.url))
-    if path is None:
-        async with begin_write(engine) as connection:
-            return await connection.run_sync(write)
+    writer = _sqlite_writers.get(engine)
+    if writer is None:
+        path = sqlite_path(str(engine.url))
+        if path is None:
+            async with begin_write(engine) as connection:
+                return await connection.run_sync(write)
+        writer = _sqlite_writers[engine] = _SqliteWriter(path)
     async with _sqlite_turn(engine):
-        writer = _sqlite_writers.get(engine)
-        if writer is None:
-            writer = _sqlite_writers[engine] = _SqliteWriter(path)
         return await writer.run(write)
 
 

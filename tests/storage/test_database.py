@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -16,7 +17,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from services.storage.database import UtcDateTime, begin_write, open_engine, sqlite_path
+from services.storage.database import (
+    UtcDateTime,
+    begin_write,
+    close_engine,
+    open_engine,
+    sqlite_path,
+    write_at_once,
+)
 
 metadata = MetaData()
 parents = Table(
@@ -90,6 +98,44 @@ async def test_a_time_without_a_zone_is_refused(engine):
     with pytest.raises(StatementError, match="without a time zone"):
         async with engine.begin() as connection:
             await connection.execute(insert(parents).values(id=1, at=datetime(2026, 3, 1)))
+
+
+async def test_writes_at_once_take_turns_with_those_in_steps(engine):
+    async with engine.begin() as connection:
+        await connection.execute(insert(parents).values(id=0))
+
+    def count_up(connection):
+        count = connection.scalar(select(parents.c.id))
+        connection.execute(update(parents).values(id=count + 1))
+        return count
+
+    async def count_up_in_steps():
+        async with begin_write(engine) as connection:
+            return await connection.run_sync(count_up)
+
+    steps = [count_up_in_steps() for _ in range(10)]
+    counted = await asyncio.gather(*steps, *(write_at_once(engine, count_up) for _ in range(10)))
+    assert sorted(counted) == list(range(20))
+
+
+async def test_a_write_at_once_that_fails_changes_nothing_and_closing_ends_its_thread(engine):
+    def fail(connection):
+        connection.execute(insert(parents).values(id=7))
+        connection.execute(insert(children).values(parent=8))
+
+    threads = set(threading.enumerate())
+    with pytest.raises(IntegrityError):
+        await write_at_once(engine, fail)
+    [writer] = [
+        each
+        for each in set(threading.enumerate()) - threads
+        if each.name.startswith("sqlite-writer")
+    ]
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(func.count()).select_from(parents)) == 0
+    await close_engine(engine)
+    await asyncio.to_thread(writer.join, 10)
+    assert not writer.is_alive()
 
 
 async def test_writers_of_two_engines_wait_for_each_other(engine):
