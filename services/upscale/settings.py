@@ -41,8 +41,8 @@ class UpscaleSettings(ServerTlsSettings):
     max_output_megapixels: float = Field(default=100.0, gt=0.0, le=2000.0)
     """Largest artifact, in millions of pixels."""
     max_held_megapixels: float = Field(default=400.0, gt=0.0)
-    """Output of all requests together; further ones are refused with QUEUE_FULL. A million pixels
-    costs up to 8 MB for a PNG and 5 MB for the other formats while its request runs."""
+    """Output of all requests together; further ones are refused with QUEUE_FULL. While its request
+    runs a million pixels costs at most 7 MB as a PNG, 9 as a JPEG, 14 as a WebP; see ADR 24."""
     max_queued_requests: int = Field(default=64, ge=1)
     """Requests that may wait; further ones are refused with QUEUE_FULL."""
     max_tile_side: int | None = Field(default=None, ge=64)
