@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ prior: {{image_count: 2, step_count: 2, guidance_scale: 1.0}}
 validation: {{interval: 4, step_count: 2, guidance_scale: 1.0}}
 checkpoint_interval: 1
 """
+_WITHOUT_ADAPTERS = CONFIGURATION.replace("lora: {rank: 4}\n", "")
 
 
 class TrainingSuite:
@@ -174,12 +176,12 @@ def test_killing_the_trainer_loses_nothing(
 
 
 @pytest.mark.soak
-def test_cancelling_gives_the_rest_back_and_a_resume_pays_it(
+def test_cancelling_a_full_training_gives_the_rest_back_and_a_resume_pays_it(
     suite: TrainingSuite, photos: list[Path]
 ) -> None:
     with suite.client() as client:
         charged = client.usage().charged_millicredits
-        job = _train(client, suite, photos, "")
+        job = _train(client, suite, photos, "", method="full")
         wait_for(lambda: client.trainings.get(job.id).step >= 1, "a step", 240)
         client.trainings.cancel(job.id)
         ended = _last(client, job.id)
@@ -189,9 +191,19 @@ def test_cancelling_gives_the_rest_back_and_a_resume_pays_it(
         assert _last(client, job.id).state == "succeeded"
         paid = client.usage().charged_millicredits - charged
         assert paid == STEP_COUNT * STEP_MILLICREDITS
+        trained = client.generate("a photo of sks toy", model=job.model, seed=7, step_count=4)
+        plain = client.generate("a photo of sks toy", seed=7, step_count=4)
+        assert trained.image.data != plain.image.data
 
 
-def _train(client: Client, suite: TrainingSuite, photos: list[Path], name: str) -> TrainingJob:
+def _train(
+    client: Client,
+    suite: TrainingSuite,
+    photos: list[Path],
+    name: str,
+    *,
+    method: Literal["lora", "full"] = "lora",
+) -> TrainingJob:
     dataset = client.trainings.upload(photos)
     assert dataset.picture_count == len(photos)
     return client.trainings.create(
@@ -199,7 +211,8 @@ def _train(client: Client, suite: TrainingSuite, photos: list[Path], name: str) 
         base_model=suite.model,
         instance_prompt="a photo of sks toy",
         class_prompt="a photo of a toy",
-        configuration_yaml=CONFIGURATION,
+        configuration_yaml=CONFIGURATION if method == "lora" else _WITHOUT_ADAPTERS,
+        method=method,
         model_name=name,
     )
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,27 +15,21 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from services.trainer.run.average import WeightAverage
-from services.trainer.run.buckets import bucket_sizes
 from services.trainer.run.checkpoint import Identity, load_weights, read_position
-from services.trainer.run.class_images import ensure_class_pictures
-from services.trainer.run.components import Components, encode_moments
+from services.trainer.run.components import Components
 from services.trainer.run.configuration import RunConfiguration
-from services.trainer.run.dataset import Picture
 from services.trainer.run.export import RESULT_FOLDER, export_result
-from services.trainer.run.learner import VALIDATION_PICTURES, Learner, MicroSteps
+from services.trainer.run.learner import Learner, MicroSteps
 from services.trainer.run.memory import keep_memory
+from services.trainer.run.preparation import prepare
 from services.trainer.run.reading import CheckedRun
 from services.trainer.run.reporting import LOSSES_FILE, RunReport
-from services.trainer.run.rows import RowSource
-from services.trainer.run.samples import sample_prompts
 from services.trainer.run.stopping import StopFlag
 from services.trainer.run.store import CheckpointStore, CheckpointUpload
 from services.trainer.run.supervision import CHECKPOINT_FOLDER, LAST, SAMPLE_FOLDER, Supervision
-from services.trainer.run.text import PromptEncoder, common_word
 from services.trainer.run.violations import RefusedError, StoppedError, violation
 from services.trainer.run.weights import choose_weights, trained_parameters
 
@@ -87,22 +79,21 @@ def train(run: CheckedRun, *, report: RunReport, stop: StopFlag) -> Path:
     position = read_position(last, identity)
     report.update(step_count=step_count, step=position.step if position else 0)
     components = Components(run.base)
-    _warn_of_common_token(run, components)
-    class_pictures = _class_pictures(run, components, device, report, stop)
-    done = 0 if position is None else position.step
-    sources = _sources(run, components, class_pictures, device)
-    if configuration.caches_latents:
-        _fill(sources, configuration, done=done, stop=stop)
-        components.drop("vae")
-    encode_prompts = PromptEncoder(components, device, cached=configuration.caches_text)
-    encode_prompts.prepare({"", *sample_prompts(run)}.union(*(each.prompts for each in sources)))
-    choose_weights(components, configuration)
+    prepared = prepare(
+        run,
+        components,
+        steps_done=0 if position is None else position.step,
+        device=device,
+        report=report,
+        stop=stop,
+    )
+    choose_weights(components, configuration, device)
     parameters = trained_parameters(components)
     decay = configuration.optimization.ema_decay
     average = None if decay is None else WeightAverage(parameters, decay)
     if position is not None:
         load_weights(last, parameters, average.tensors if average else None)
-    learner = Learner(run, components, sources, encode_prompts)
+    learner = Learner(run, components, prepared.sources, prepared.encode_prompts)
     if position is not None:
         learner.position = position
     if learner.position.step < step_count:
@@ -159,73 +150,6 @@ def _device(configuration: RunConfiguration) -> torch.device:
             raise RefusedError([violation("optimization.precision", "NO_DEVICE", message)])
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _warn_of_common_token(run: CheckedRun, components: Components) -> None:
-    token = run.configuration.instance.token
-    if common_word(components.tokenizers[0], token):
-        _LOGGER.warning(
-            "the token %r is a word that the model knows; it will have to forget its meaning", token
-        )
-
-
-def _class_pictures(
-    run: CheckedRun,
-    components: Components,
-    device: torch.device,
-    report: RunReport,
-    stop: StopFlag,
-) -> tuple[Picture, ...]:
-    def progress(done: int, count: int) -> None:
-        stop.check()
-        report.update(class_picture_count=done)
-
-    pictures = ensure_class_pictures(run, components, device=device, progress=progress)
-    components.drop_all()  # they were drawn in float32, whatever the run computes in
-    return pictures
-
-
-def _sources(
-    run: CheckedRun,
-    components: Components,
-    class_pictures: tuple[Picture, ...],
-    device: torch.device,
-) -> list[RowSource]:
-    """The subject's rows, and the class's where there is a class."""
-    configuration, prior = run.configuration, run.configuration.prior
-
-    def encode(picture_13HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        vae = components.part("vae").to(device)
-        return encode_moments(vae, picture_13HW.to(device))
-
-    source = partial(
-        RowSource,
-        section=configuration.pictures,
-        cached=configuration.caches_latents,
-        buckets=bucket_sizes(run.side, run.base.side_multiple, configuration.pictures.aspect),
-        seed=configuration.optimization.seed,
-        encode=encode,
-    )
-    instances = source("instance", run.instances, configuration.instance.prompt)
-    if prior is None:
-        return [instances]
-    return [instances, source("class", class_pictures, prior.prompt)]
-
-
-def _fill(
-    sources: Sequence[RowSource], configuration: RunConfiguration, *, done: int, stop: StopFlag
-) -> None:
-    """Encode every picture that the rest of the run will want, after `done` steps."""
-    section, device = configuration.optimization, configuration.device
-    row_count = section.batch_size * section.accumulation
-    row_count *= device.process_count * device.node_count
-    for source in sources:
-        source.prepare(
-            done * row_count,
-            (section.step_count - done) * row_count,
-            validated=VALIDATION_PICTURES,
-            before_each=stop.check,
-        )
 
 
 def _fit(

@@ -27,8 +27,10 @@ DTYPES: Mapping[Precision, torch.dtype] = {
 _ADAPTER_PARTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
-def choose_weights(components: Components, configuration: RunConfiguration) -> None:
-    """Load and mark what is trained, with adapters where the method is LoRA.
+def choose_weights(
+    components: Components, configuration: RunConfiguration, device: torch.device
+) -> None:
+    """Load and mark what is trained, on `device`, with adapters where the method is LoRA.
 
     Raises `RefusedError` where a target names no layer.
     """
@@ -43,7 +45,7 @@ def choose_weights(components: Components, configuration: RunConfiguration) -> N
             _adapt(part, module, configuration.lora, optimization.seed)
         else:
             module.requires_grad_(True)
-        module.train()
+        module.to(device).train()
         if optimization.gradient_checkpointing:
             checkpointed: Any = module
             if part == denoiser:
