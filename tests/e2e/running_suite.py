@@ -32,6 +32,7 @@ START_TIMEOUT_S = 280.0
 """The first start on a machine exports the model's graphs, which is slow beside other work."""
 _LONG_RUN_S = 4.0
 _PROBE_STEP_COUNT = 10
+_ENDLESS_SAMPLE_COUNT = 2
 
 
 def image_format(path: Path) -> str | None:
@@ -167,12 +168,20 @@ class RunningSuite:
     def long_run(self) -> dict[str, Any]:
         """Options of a run that takes some seconds on this machine when it runs alone."""
         with self.client() as client:
-            model = next(each for each in client.models() if each.limits is not None)
+            model = _drawing_model(client)
             start = time.monotonic()
             client.generate("warm", step_count=_PROBE_STEP_COUNT, sampler="ddim")
             step_s = (time.monotonic() - start) / _PROBE_STEP_COUNT
         total = math.ceil(_LONG_RUN_S / step_s)
         return {"sampler": "ddim", **_split_steps(model, total)}
+
+    def endless_run(self) -> dict[str, Any]:
+        """Options of a run that is still there when a test ends it, on any machine."""
+        with self.client() as client:
+            limits = _drawing_model(client).limits
+        assert limits is not None, "the model draws"
+        samples = min(limits.max_sample_count, _ENDLESS_SAMPLE_COUNT)
+        return {"step_count": limits.max_step_count, "sample_count": samples}
 
     def stop(self) -> tuple[int, ...]:
         """Stop all and return their exit codes, the gateway's first."""
@@ -189,9 +198,14 @@ def running_suite(settings: SuiteSettings, environment: dict[str, str]) -> Itera
     try:
         suite.wait_until_ready()
         yield suite
+        suite.wait_until_ready()  # the last test may have started one again
         assert suite.stop() == (0, 0, 0)
     finally:
         suite.kill()
+
+
+def _drawing_model(client: Client) -> Model:
+    return next(each for each in client.models() if each.limits is not None)
 
 
 def _split_steps(model: Model, total_step_count: int) -> dict[str, int]:

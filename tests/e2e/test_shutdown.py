@@ -57,7 +57,7 @@ def gateway(suite: RunningSuite) -> Iterator[RunningService]:
 def test_a_killed_diffusion_server_is_unavailable_at_once(
     suite: RunningSuite, diffusion: RunningService, folder: Path
 ) -> None:
-    options = suite.long_run()
+    options = suite.endless_run()
     line = ["generate", "a dog", "-o", "dog.png", "--steps", str(options["step_count"])]
     line += ["--samples", str(options["sample_count"])]
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
