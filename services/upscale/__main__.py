@@ -12,6 +12,7 @@ from services.runtime.logs import configure_logging
 from services.runtime.metrics import new_registry, serve_metrics
 from services.runtime.server import run_until_signal
 from services.runtime.settings import load
+from services.upscale.allocation import return_large_buffers
 from services.upscale.server import open_upscale_server
 from services.upscale.settings import UpscaleSettings
 from services.upscale.weights.errors import UpscalerLoadError
@@ -21,6 +22,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code, 1 when the device or a model failed."""
     settings = load(UpscaleSettings)
     configure_logging(settings.log_level)
+    return_large_buffers()
     try:
         return asyncio.run(_serve(settings))
     except (OSError, UpscalerLoadError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from services.upscale.allocation import return_large_buffers
 from tests.upscale.doubles import NearestUpscaler
 from tests.upscale.service.harness import serving
 
@@ -28,6 +29,7 @@ class NoisyUpscaler(NearestUpscaler):
 
 
 async def _main() -> None:
+    return_large_buffers()
     with tempfile.TemporaryDirectory() as folder:
         async with serving(Path(folder), NoisyUpscaler()) as running:
             print(running.server.port, flush=True)

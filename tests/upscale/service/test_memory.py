@@ -35,12 +35,7 @@ FIXED_BYTES = 8 * 2**20
 def server() -> Iterator[tuple[int, grpc.Channel]]:
     """Process id of a server, and a channel to it."""
     command = [sys.executable, "-m", "tests.upscale.service.noisy_server"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'proto' / 'gen'}",
-        # What is freed goes back to the system, so that a request does not use the last one's.
-        "MALLOC_MMAP_THRESHOLD_": "131072",
-    }
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto' / 'gen'}"}
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
