@@ -31,6 +31,7 @@ class GatedModel(AnalyticModel):
         super().__init__(name)
         self._permits = threading.Semaphore(0)
         self._open = False
+        self.begun_count = 0
 
     def permit(self, call_count: int) -> None:
         self._permits.release(call_count)
@@ -40,6 +41,7 @@ class GatedModel(AnalyticModel):
         self._permits.release()
 
     def denoise(self, latents_BChw: Tensor, timesteps_B: Tensor, context_BLD: Tensor) -> Tensor:
+        self.begun_count += 1
         if not self._open:
             self._permits.acquire()
         return super().denoise(latents_BChw, timesteps_B, context_BLD)

@@ -79,7 +79,7 @@ async def test_a_cancelled_stream_frees_its_rows_after_the_model_call_that_runs(
         call = running.generation.GenerateImage(Request(prompt="a dog", step_count=50))
         await until(lambda: running.server.batcher.running_count == 1)
         model.permit(2)
-        await until(lambda: len(model.calls) == 2)
+        await until(lambda: model.begun_count == 3)
         call.cancel()
         await until(lambda: running.server.grpc.in_flight == 0)
         model.permit(1)
@@ -98,6 +98,7 @@ async def test_a_deadline_ends_the_stream_and_frees_the_rows() -> None:
             async for _ in call:
                 pass
         assert raised.value.code() is StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: running.server.grpc.in_flight == 0)
         model.permit(1)
         await until(lambda: running.server.batcher.running_count == 0)
         assert len(model.calls) == 1

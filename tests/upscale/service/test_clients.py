@@ -80,6 +80,7 @@ async def test_closing_a_stream_frees_the_device(tmp_path: Path) -> None:
         stream.close()
         with pytest.raises(Cancelled):
             await anext(stream)
+        await until(lambda: running.server.grpc.in_flight == 0)
         model.open()
         await until(lambda: running.server.batcher.running_count == 0)
         assert len(model.calls) <= 1
