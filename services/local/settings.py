@@ -27,11 +27,8 @@ _UPSCALE_SERVICE = "limner.v1.UpscaleService"
 _TRAINING_SERVICE = "limner.v1.TrainingService"
 _MODELS_VARIABLE = "LIMNER_DIFFUSION_MODELS"
 _CACHE_VARIABLE = "LIMNER_DIFFUSION_CACHE_DIR"
-_UPSCALE_FOLDERS_VARIABLE = "LIMNER_UPSCALE_FOLDERS"
 _UPSCALE_CACHE_VARIABLE = "LIMNER_UPSCALE_CACHE_DIR"
-_MODELS = Path(__file__).parents[2] / "models"
-_EMBEDDED_MODEL = _MODELS / "limner-emoji"
-_UPSCALERS = _MODELS / "upscalers"
+_EMBEDDED_MODEL = Path(__file__).parents[2] / "models/limner-emoji"
 
 
 class SetupError(Exception):
@@ -124,8 +121,6 @@ class SuiteSettings:
             environment={
                 "LIMNER_UPSCALE_ADDRESS": address,
                 "LIMNER_UPSCALE_METRICS_ADDRESS": f"{HOST}:{self.upscale_metrics_port}",
-                _UPSCALE_FOLDERS_VARIABLE: os.environ.get(_UPSCALE_FOLDERS_VARIABLE)
-                or str(_UPSCALERS),
                 _UPSCALE_CACHE_VARIABLE: os.environ.get(_UPSCALE_CACHE_VARIABLE)
                 or str(_user_cache()),
             },

@@ -15,6 +15,7 @@ from services.upscale.batching import BatcherLimits
 from services.upscale.model import DeviceOptions
 
 _MEGA = 1_000_000
+_SHIPPED = Path(__file__).parents[2] / "models/upscalers"
 
 
 class UpscaleSettings(ServerTlsSettings):
@@ -26,7 +27,7 @@ class UpscaleSettings(ServerTlsSettings):
     metrics_address: Address = Address("127.0.0.1:9466")
     health_address: Address | None = None
     """For health checks in plain text, where the address itself speaks TLS; absent: none."""
-    folders: CommaSeparated[Path] = Field(default=(Path("models/upscalers"),), min_length=1)
+    folders: CommaSeparated[Path] = Field(default=(_SHIPPED,), min_length=1)
     """Folders of models: sub-folders with an `upscaler.json`, and bare `.safetensors` or `.pth`."""
     models: CommaSeparated[str] = ()
     """Names of the models to serve; empty: all whose weights are here."""
