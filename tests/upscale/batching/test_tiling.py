@@ -44,6 +44,10 @@ def test_an_axis_is_covered_once_and_blended_away_from_the_tiles_edges(
     _check_margins(axis, tiling)
 
 
+_ROUNDING = 1e-9
+"""Of quotients, in pixels."""
+
+
 def _check_margins(axis: Axis, tiling: Tiling) -> None:
     """Every contribution lies `padding` inside its tile, or `border` at the picture's edge."""
     scale = axis.out_length / axis.length
@@ -54,9 +58,9 @@ def _check_margins(axis: Axis, tiling: Tiling) -> None:
         first_centre = (span.out_start + 0.5) / scale
         last_centre = (span.out_end - 0.5) / scale
         if span is not first:
-            assert first_centre >= span.start + tiling.padding
+            assert first_centre >= span.start + tiling.padding - _ROUNDING
         if span is not last:
-            assert last_centre <= span.start + axis.side - tiling.padding
+            assert last_centre <= span.start + axis.side - tiling.padding + _ROUNDING
 
 
 def test_of_the_possible_sides_the_cheapest_is_taken() -> None:
