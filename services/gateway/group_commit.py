@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.gateway.ledger import Entry, Ledger, Usage, append
+from services.gateway.ledger import Entry, Ledger, Usage, append, charged
 from services.gateway.period import Period
 from services.storage.database import write_at_once
 
@@ -46,13 +46,10 @@ class GroupedLedger:
         at: datetime,
     ) -> bool:
         """See `Ledger.charge`. A caller that is cancelled may have been charged or not."""
-        if millicredits < 0:
-            raise ValueError(f"a charge is not negative: {millicredits}")
-        entry = Entry(
+        entry = charged(
             account=account,
             request_id=request_id,
             item=item,
-            period=str(Period.containing(at)),
             millicredits=millicredits,
             service=service,
             model=model,

@@ -91,13 +91,10 @@ class Ledger:
         Once it returns, the entry survives a crash. `request_id` has at most 200 characters, `item`
         64. Raises ValueError for a negative amount.
         """
-        if millicredits < 0:
-            raise ValueError(f"a charge is not negative: {millicredits}")
-        entry = Entry(
+        entry = charged(
             account=account,
             request_id=request_id,
             item=item,
-            period=str(Period.containing(at)),
             millicredits=millicredits,
             service=service,
             model=model,
@@ -187,6 +184,31 @@ class Ledger:
             if len(rows) < _PAGE_ROWS:
                 return
             last = rows[-1].account
+
+
+def charged(
+    *,
+    account: str,
+    request_id: str,
+    item: str,
+    millicredits: int,
+    service: str,
+    model: str,
+    at: datetime,
+) -> Entry:
+    """The entry of a charge, in the month of `at`. Raises ValueError for a negative amount."""
+    if millicredits < 0:
+        raise ValueError(f"a charge is not negative: {millicredits}")
+    return Entry(
+        account=account,
+        request_id=request_id,
+        item=item,
+        period=str(Period.containing(at)),
+        millicredits=millicredits,
+        service=service,
+        model=model,
+        at=at,
+    )
 
 
 def append(connection: Connection, entry: Entry) -> bool:

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
@@ -92,12 +93,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrapped(self, handler: _Handler, method: Method) -> _Handler:
         behaviour = _behaviour(handler)
         metrics = self._metrics.of(method)
-        respond = _respond_with_stream if handler.response_streaming else _respond_with_one
+        respond = partial(_write_stream, behaviour) if handler.response_streaming else behaviour
 
         # A coroutine even for a stream: a cancelled write is raised here, where the handler's
         # generator is closed at once, instead of whenever the garbage collector finds it.
         async def serve(request: Any, context: _Context) -> Any:
-            return await self._serve(metrics, context, lambda: respond(behaviour, request, context))
+            return await self._serve(metrics, context, lambda: respond(request, context))
 
         return _WRAPPERS[method.type](
             serve, handler.request_deserializer, handler.response_serializer
@@ -186,13 +187,7 @@ def _record(metrics: MethodMetrics, code: grpc.StatusCode, duration_s: float) ->
     )
 
 
-async def _respond_with_one(
-    behaviour: Callable[..., Awaitable[T]], request: Any, context: _Context
-) -> T:
-    return await behaviour(request, context)
-
-
-async def _respond_with_stream(
+async def _write_stream(
     behaviour: Callable[..., AsyncGenerator[Any, None]], request: Any, context: _Context
 ) -> None:
     async with aclosing(behaviour(request, context)) as responses:

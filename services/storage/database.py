@@ -152,7 +152,7 @@ class _SqliteWriter:
     """A connection to a SQLite file and the thread that it is used on."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = create_engine(f"sqlite:///{path}")
+        self._engine = create_engine(URL.create("sqlite", database=str(path)))
         event.listen(self._engine, "connect", _configure_sqlite)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
 

@@ -8,11 +8,11 @@ import os
 import sys
 import threading
 
+from services.runtime.allocator import return_large_buffers
 from services.runtime.logs import configure_logging
 from services.runtime.metrics import new_registry, serve_metrics
 from services.runtime.server import run_until_signal
 from services.runtime.settings import load
-from services.upscale.allocation import return_large_buffers
 from services.upscale.server import open_upscale_server
 from services.upscale.settings import UpscaleSettings
 from services.upscale.weights.errors import UpscalerLoadError

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from contextlib import nullcontext
 
 import grpc
@@ -7,6 +8,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from limner.v1 import generation_pb2 as pb
+from services.gateway.generation_method import GenerationMethod
 from tests.gateway.fake_backend import CHUNK_BYTES, backend
 from tests.gateway.harness import error_info, failure, reason, running_gateway, until
 
@@ -27,6 +29,20 @@ async def test_the_request_reaches_the_backend_unchanged_but_for_the_resolved_mo
         _ = [event async for event in door.generate(model="dots", **asked)]
     resolved = pb.GenerateImageRequest(prompt="picture", model="dots", **asked)
     assert [seen.request for seen in fake.calls] == [resolved, resolved]
+
+
+async def test_large_requests_are_read_beside_the_event_loop(tmp_path, monkeypatch):
+    read, places = GenerationMethod.read, []
+
+    def recorded(method, payload):
+        places.append(threading.current_thread() is threading.main_thread())
+        return read(method, payload)
+
+    monkeypatch.setattr(GenerationMethod, "read", recorded)
+    async with backend() as fake, running_gateway(tmp_path, fake) as door:
+        for size in (1, 300_000):
+            _ = [event async for event in door.generate(negative_prompt="x" * size)]
+    assert places == [True, False]
 
 
 async def test_request_id_account_and_priority_go_to_the_backend(tmp_path):

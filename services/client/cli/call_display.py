@@ -7,34 +7,35 @@ terminal, a line at each quarter of the way takes the place of the bar.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from services.client.cli.bar_display import BarDisplay
 from services.client.events import Notice, Queued
 
 
-class CallDisplay:
+class CallDisplay(BarDisplay):
     """A bar that counts in `unit`; `verb` is what the lines say that take its place."""
 
     def __init__(self, console: Console, *, verb: str, unit: str, quiet: bool) -> None:
+        super().__init__(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeRemainingColumn(),
+                console=console,
+                disable=quiet or not console.is_terminal,
+                transient=True,
+            )
+        )
         self._console = console
         self._verb = verb
         self._unit = unit
         self._quiet = quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
         self._quarters_printed = 0
         self._task = self._bar.add_task("connecting", total=None)
 
@@ -62,15 +63,3 @@ class CallDisplay:
         if quarters > self._quarters_printed:
             self._quarters_printed = quarters
             self._console.print(f"{self._verb}: {done} of {total} {self._unit}", highlight=False)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()

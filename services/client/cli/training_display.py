@@ -8,32 +8,33 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from services.client.cli.bar_display import BarDisplay
 from services.client.training_jobs import TrainingEvent, TrainingJob, TrainingSample
 
 _TENTHS = 10
 
 
-class TrainingDisplay:
+class TrainingDisplay(BarDisplay):
     """Shows what a watch yields and keeps its samples in `folder`, made with the first one."""
 
     def __init__(self, console: Console, folder: Path | None, *, quiet: bool = False) -> None:
-        self._console, self._folder, self._quiet = console, folder, quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
+        super().__init__(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=console,
+                disable=quiet or not console.is_terminal,
+                transient=True,
+            )
         )
+        self._console, self._folder, self._quiet = console, folder, quiet
         self._task = self._bar.add_task("waiting", total=None, facts="")
         self._state = ""
         self._tenths = 0
@@ -70,18 +71,6 @@ class TrainingDisplay:
     def _print(self, line: str) -> None:
         if not self._quiet:
             self._console.print(Text(line), soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
 
 def facts(job: TrainingJob) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -121,3 +122,18 @@ def _parts(output: Path) -> Iterator[bytes]:
     for name in sorted(tensors):
         yield name.encode()
         yield tensors[name].numpy().tobytes()
+
+
+def drawn_latents(pipeline: Any) -> torch.Tensor:
+    """What a stock pipeline draws of the subject, always from the same noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        "a sks dog",
+        num_inference_steps=2,
+        height=64,
+        width=64,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    )
+    latents: torch.Tensor = drawn.images
+    return latents

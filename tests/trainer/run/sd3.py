@@ -14,14 +14,15 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
-from tests.diffusion.tiny import TOKEN_WINDOW, write_tokenizer
+from tests.diffusion.tiny import write_tokenizer
+from tests.trainer.run.tiny_clip import enlivened, tiny_clip
 
 _CLIP_WIDTHS = (16, 24)
 _JOINT_WIDTH = 48
@@ -65,7 +66,7 @@ def write_sd3_model(folder: Path, *, third_encoder: bool = True, seed: int = 0) 
         text_encoder=_clip(tokenizers[0], _CLIP_WIDTHS[0]),
         text_encoder_2=_clip(tokenizers[1], _CLIP_WIDTHS[1]),
         text_encoder_3=_t5() if third_encoder else None,
-        transformer=_lively(transformer),
+        transformer=enlivened(transformer),
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
@@ -80,36 +81,12 @@ def _t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0)
 
 
+def _clip(tokenizer: CLIPTokenizer, width: int) -> nn.Module:
+    return tiny_clip(CLIPTextModelWithProjection, tokenizer, width, projection=width)
+
+
 def _t5() -> nn.Module:
     config = T5Config(
         vocab_size=64, d_model=_JOINT_WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2
     )
     return T5EncoderModel(config)
-
-
-def _clip(tokenizer: object, width: int) -> nn.Module:
-    return _lively(
-        CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),  # type: ignore[arg-type]
-                hidden_size=width,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=TOKEN_WINDOW,
-                projection_dim=width,
-                bos_token_id=tokenizer.bos_token_id,  # type: ignore[attr-defined]
-                eos_token_id=tokenizer.eos_token_id,  # type: ignore[attr-defined]
-                pad_token_id=tokenizer.pad_token_id,  # type: ignore[attr-defined]
-            )
-        )
-    )
-
-
-def _lively(module: nn.Module) -> nn.Module:
-    """Larger weights than at a start, so that a change of one shows in the result."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.2)
-    return module

@@ -12,9 +12,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.diffusion.tiny import TOKEN_WINDOW, write_tokenizer
+from tests.diffusion.tiny import write_tokenizer
+from tests.trainer.run.tiny_clip import tiny_clip
 
 _WIDTHS = (16, 24)
 _PROJECTION = 24
@@ -65,22 +66,4 @@ def write_sdxl_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def _encoder(encoder_class: type[nn.Module], tokenizer: CLIPTokenizer, width: int) -> nn.Module:
-    encoder = encoder_class(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKEN_WINDOW,
-            projection_dim=_PROJECTION,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.2)
-    return encoder
+    return tiny_clip(encoder_class, tokenizer, width, projection=_PROJECTION)

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from services.trainer.run.reading import check_run
-from tests.trainer.run.runs import run_to_end, tree
+from tests.trainer.run.runs import drawn_latents, run_to_end, tree
 
 
 @pytest.fixture(scope="module")
@@ -19,32 +19,18 @@ def lora_result(plain_model: Path, photos: Path, tmp_path_factory: pytest.TempPa
     return output / "result"
 
 
-def _picture(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        "a sks dog",
-        num_inference_steps=2,
-        height=64,
-        width=64,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    )
-    latents: torch.Tensor = drawn.images
-    return latents
-
-
 def test_stock_diffusers_reads_all_three_forms_of_a_lora_alike(
     plain_model: Path, lora_result: Path
 ) -> None:
-    base = _picture(StableDiffusionPipeline.from_pretrained(plain_model))
-    merged = _picture(StableDiffusionPipeline.from_pretrained(lora_result / "model"))
+    base = drawn_latents(StableDiffusionPipeline.from_pretrained(plain_model))
+    merged = drawn_latents(StableDiffusionPipeline.from_pretrained(lora_result / "model"))
     assert not torch.allclose(merged, base, atol=1e-2)
     for name in ("pytorch_lora_weights.safetensors", "sks.safetensors"):
         pipeline = StableDiffusionPipeline.from_pretrained(plain_model)
         pipeline.load_lora_weights(lora_result / "lora", weight_name=name)
         adapters = pipeline.get_list_adapters()
         assert set(adapters) == {"unet", "text_encoder"}
-        torch.testing.assert_close(_picture(pipeline), merged, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(drawn_latents(pipeline), merged, atol=1e-3, rtol=1e-3)
 
 
 def test_the_single_file_has_down_up_and_alpha_of_every_layer(lora_result: Path) -> None:
@@ -63,7 +49,7 @@ def test_a_full_run_changes_unet_and_text_encoder_and_not_the_autoencoder(
 ) -> None:
     run_to_end(tree(emoji_like_model, photos, tmp_path / "run", method="full"))
     model = tmp_path / "run" / "result" / "model"
-    _picture(StableDiffusionPipeline.from_pretrained(model))
+    drawn_latents(StableDiffusionPipeline.from_pretrained(model))
     for part, file, changes in (
         ("unet", "diffusion_pytorch_model.safetensors", True),
         ("text_encoder", "model.safetensors", True),

@@ -19,25 +19,11 @@ from services.trainer.run.randomness import uniform
 from services.trainer.run.reading import check_run
 from services.trainer.run.text import PromptEncoder
 from services.trainer.run.violations import RefusedError
-from tests.trainer.run.runs import StopAfter, digest, run_to_end, tree
+from tests.trainer.run.runs import StopAfter, digest, drawn_latents, run_to_end, tree
 from tests.trainer.run.sd3 import write_sd3_model
 
 _SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
 _LORA = {"lora": {"denoiser_targets": ["attn.to_q", "attn.to_v", "attn.add_k_proj"]}}
-
-
-def _picture(pipeline: Any) -> torch.Tensor:
-    pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        "a sks dog",
-        num_inference_steps=2,
-        height=64,
-        width=64,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    )
-    latents: torch.Tensor = drawn.images
-    return latents
 
 
 def test_the_loss_is_that_of_diffusers_script() -> None:
@@ -119,14 +105,14 @@ def test_stock_diffusers_reads_a_lora_and_the_merged_model_alike(
     changes = {"optimization": {"learning_rate": 0.1, "train_text_encoder": True}, **_LORA}
     run_to_end(tree(sd3_model, photos, tmp_path / "run", **changes))
     result = tmp_path / "run" / "result"
-    base = _picture(StableDiffusion3Pipeline.from_pretrained(sd3_model))
-    merged = _picture(StableDiffusion3Pipeline.from_pretrained(result / "model"))
+    base = drawn_latents(StableDiffusion3Pipeline.from_pretrained(sd3_model))
+    merged = drawn_latents(StableDiffusion3Pipeline.from_pretrained(result / "model"))
     assert not torch.allclose(merged, base, atol=1e-2)
     (file,) = (result / "lora").iterdir()  # of such a model everybody reads diffusers' layout
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_model)
     pipeline.load_lora_weights(result / "lora", weight_name=file.name)
     assert set(pipeline.get_list_adapters()) == {"transformer", "text_encoder", "text_encoder_2"}
-    torch.testing.assert_close(_picture(pipeline), merged, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(drawn_latents(pipeline), merged, atol=1e-3, rtol=1e-3)
     third = "text_encoder_3/model.safetensors"
     assert (result / "model" / third).read_bytes() == (sd3_model / third).read_bytes()
 
@@ -148,7 +134,7 @@ def test_a_full_run_writes_a_whole_model(sd3_model: Path, photos: Path, tmp_path
     changes = {"method": "full", "optimization": {"step_count": 1, "train_text_encoder": False}}
     run_to_end(tree(sd3_model, photos, tmp_path / "run", **changes))
     model = tmp_path / "run" / "result" / "model"
-    _picture(StableDiffusion3Pipeline.from_pretrained(model))
+    drawn_latents(StableDiffusion3Pipeline.from_pretrained(model))
     name = "transformer/diffusion_pytorch_model.safetensors"
     before, after = load_file(sd3_model / name), load_file(model / name)
     assert before.keys() == after.keys()

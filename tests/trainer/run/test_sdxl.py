@@ -10,23 +10,9 @@ from services.trainer.run.components import Components
 from services.trainer.run.process import execute
 from services.trainer.run.reading import check_run
 from services.trainer.run.text import PromptEncoder
-from tests.trainer.run.runs import StopAfter, digest, run_to_end, tree
+from tests.trainer.run.runs import StopAfter, digest, drawn_latents, run_to_end, tree
 
 _TRAINED = {"optimization": {"learning_rate": 0.1, "train_text_encoder": True}}
-
-
-def _picture(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
-    pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        "a sks dog",
-        num_inference_steps=2,
-        height=64,
-        width=64,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    )
-    latents: torch.Tensor = drawn.images
-    return latents
 
 
 def test_prompts_are_encoded_as_the_stock_pipeline_does(sdxl_model: Path) -> None:
@@ -45,8 +31,8 @@ def test_stock_diffusers_reads_all_three_forms_of_a_lora_alike(
 ) -> None:
     run_to_end(tree(sdxl_model, photos, tmp_path / "run", **_TRAINED))
     result = tmp_path / "run" / "result"
-    base = _picture(StableDiffusionXLPipeline.from_pretrained(sdxl_model))
-    merged = _picture(StableDiffusionXLPipeline.from_pretrained(result / "model"))
+    base = drawn_latents(StableDiffusionXLPipeline.from_pretrained(sdxl_model))
+    merged = drawn_latents(StableDiffusionXLPipeline.from_pretrained(result / "model"))
     assert not torch.allclose(merged, base, atol=1e-2)
     keys = {name.split("_text_model")[0] for name in load_file(result / "lora" / "sks.safetensors")}
     assert {"lora_te1", "lora_te2"} <= keys
@@ -54,7 +40,7 @@ def test_stock_diffusers_reads_all_three_forms_of_a_lora_alike(
         pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
         pipeline.load_lora_weights(result / "lora", weight_name=name)
         assert set(pipeline.get_list_adapters()) == {"unet", "text_encoder", "text_encoder_2"}
-        torch.testing.assert_close(_picture(pipeline), merged, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(drawn_latents(pipeline), merged, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("aspect", ["square", "buckets"])
@@ -72,7 +58,7 @@ def test_a_full_run_with_cached_text_resumes_bit_identical(
     run_to_end(parts)
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     model = tmp_path / "parts" / "result" / "model"
-    _picture(StableDiffusionXLPipeline.from_pretrained(model))
+    drawn_latents(StableDiffusionXLPipeline.from_pretrained(model))
     for part in ("text_encoder", "text_encoder_2"):
         name = f"{part}/model.safetensors"
         before, after = load_file(sdxl_model / name), load_file(model / name)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.upscale.allocation import return_large_buffers
+from services.runtime.allocator import return_large_buffers
 from tests.upscale.doubles import NearestUpscaler
 from tests.upscale.service.harness import serving
 
