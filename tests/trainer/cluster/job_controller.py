@@ -47,6 +47,7 @@ class JobController:
 
     def evict(self, reason: str = "EvictionByEvictionAPI", *, index: int | None = None) -> None:
         """Have running pods leave, all or those of an index: SIGTERM, and time for a checkpoint."""
+        assert self._processes, "no pod to evict"
         for name in list(self._processes):
             if index is not None and f"-{index}-" not in name:
                 continue
@@ -55,6 +56,7 @@ class JobController:
 
     def run_out_of_memory(self) -> None:
         """Have the kernel kill every running pod."""
+        assert self._processes, "no pod to kill"
         for name, process in self._processes.items():
             self._reasons[name] = "OOMKilled"
             process.kill()
