@@ -39,7 +39,8 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
         if settings.trains:
             specs.append(settings.trainer())
         else:
-            console.print("no trainer: it needs limner[trainer] and a model that is a folder")
+            lack = "no trainer: it needs pip install 'limner[trainer]' and a model that is a folder"
+            console.print(Text(lack))
         restart = Restart(
             on_death=lambda death: print_death(console, f"{death}; it is started again"),
             on_state=lambda name, state: console.print(f"{name}: {state.value}"),

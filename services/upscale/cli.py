@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import save_file
 
 from services.upscale.architectures.recognition import family_of, recognise
@@ -76,7 +77,7 @@ def convert(
         if max(each.mean_difference for each in results) > LARGEST_MEAN_DIFFERENCE:
             raise _failed(f"the weights do not compute what {param.name} does")
     save_file(weights, output)
-    console.print(f"{output}: sha256 of the weights {weights_digest(weights)}")
+    console.print(Text(f"{output}: sha256 of the weights {weights_digest(weights)}"))
 
 
 @app.command()
