@@ -9,7 +9,7 @@ sides in pixels, L tokens, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from services.diffusion.schedule import NoiseSchedule
 from services.graphs.graph import DeviceName, PrecisionName, RuntimeName
+from services.runtime.device_model import DeviceModel
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -98,7 +99,7 @@ class Notice:
     """Path of the request field that it is about."""
 
 
-class LoadedModel(Protocol):
+class LoadedModel(DeviceModel, Protocol):
     """A model that is ready to draw.
 
     Attributes, `latent_shape` and `prompt_notices` may be used from any thread; every other method
@@ -106,36 +107,6 @@ class LoadedModel(Protocol):
     float32 whatever precision the graphs compute in. Results are fresh: no later call writes to
     them.
     """
-
-    @property
-    def name(self) -> str:
-        """Name for requests."""
-        ...
-
-    @property
-    def display_name(self) -> str:
-        """Name for people."""
-        ...
-
-    @property
-    def revision(self) -> str:
-        """Digest of weights and configuration, 16 hexadecimal digits."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """One paragraph for people; empty when unknown."""
-        ...
-
-    @property
-    def family(self) -> str:
-        """Architecture, for example `sd1`."""
-        ...
-
-    @property
-    def license(self) -> str:
-        """Licence of the weights, an SPDX expression or a name; empty when unknown."""
-        ...
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -160,16 +131,6 @@ class LoadedModel(Protocol):
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The words that it was trained on; None for an open vocabulary."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """Torch device of every tensor taken and returned: `cpu` or `cuda`."""
-        ...
-
-    @property
-    def runtimes(self) -> Mapping[str, str]:
-        """What each component runs on, for example `{"denoiser": "openvino-bfloat16"}`."""
         ...
 
     @property
@@ -206,8 +167,4 @@ class LoadedModel(Protocol):
 
     def preview(self, latents_BChw: Tensor) -> UInt8Array:
         """Rough pictures (B, h × 4, w × 4, 3) of estimated clean latents, without the decoder."""
-        ...
-
-    def warm_up(self) -> None:
-        """Run every graph once at the default size, so that no request pays for compilation."""
         ...

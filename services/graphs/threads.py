@@ -5,27 +5,14 @@ Called by the servers, once their models are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 
-
-class RunsGraphs(Protocol):
-    """A model that knows what its graphs run on."""
-
-    @property
-    def device(self) -> str:
-        """`cpu` or `cuda`."""
-        ...
-
-    @property
-    def runtimes(self) -> Mapping[str, str]:
-        """What each component runs on, for example `{"denoiser": "openvino-bfloat16"}`."""
-        ...
+from services.runtime.device_model import DeviceModel
 
 
-def settle_torch_threads(models: Sequence[RunsGraphs]) -> None:
+def settle_torch_threads(models: Sequence[DeviceModel]) -> None:
     """Keep torch to one thread where none of `models` computes in torch on the CPU.
 
     What is left to torch then is small, and on a busy machine waiting for a second thread costs

@@ -8,7 +8,6 @@ Shape legend: B tiles of a batch, h and w tile sides in source pixels, N scale o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from services.graphs.graph import DeviceName, PrecisionName, RuntimeName
+from services.runtime.device_model import DeviceModel
 
 UInt8Array = npt.NDArray[np.uint8]
 PictureKind = Literal["photo", "illustration"]
@@ -69,41 +69,11 @@ class DeviceOptions:
     """Smaller tiles than the model advises: less memory, quicker cancelling, more overlap."""
 
 
-class LoadedUpscaler(Protocol):
+class LoadedUpscaler(DeviceModel, Protocol):
     """A network that is ready to enlarge tiles.
 
     Attributes may be used from any thread, methods from the device thread alone, save `prepare`.
     """
-
-    @property
-    def name(self) -> str:
-        """Name for requests."""
-        ...
-
-    @property
-    def display_name(self) -> str:
-        """Name for people."""
-        ...
-
-    @property
-    def revision(self) -> str:
-        """Digest of the weights, 16 hexadecimal digits."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """One paragraph for people; empty when unknown."""
-        ...
-
-    @property
-    def family(self) -> str:
-        """Architecture: `srvgg` or `rrdbnet`."""
-        ...
-
-    @property
-    def license(self) -> str:
-        """Licence of the weights, an SPDX expression or a name; empty when unknown."""
-        ...
 
     @property
     def picture_kinds(self) -> tuple[PictureKind, ...]:
@@ -130,16 +100,6 @@ class LoadedUpscaler(Protocol):
         """Noise removal where a request says nothing; None for a network that has no choice."""
         ...
 
-    @property
-    def device(self) -> str:
-        """Torch device that it runs on: `cpu` or `cuda`."""
-        ...
-
-    @property
-    def runtimes(self) -> Mapping[str, str]:
-        """What it runs on, for example `{"upscaler": "openvino-bfloat16"}`."""
-        ...
-
     def enlarge(self, tiles_B3hw: Tensor, denoise_strength: float | None) -> Tensor:
         """Enlarge tiles in 0 to 1 on the CPU; (B, h × N, w × N, 3) uint8 on the CPU.
 
@@ -151,8 +111,4 @@ class LoadedUpscaler(Protocol):
 
     def prepare(self, denoise_strength: float | None) -> None:
         """Get ready for a strength, which may take seconds; from any thread but the device's."""
-        ...
-
-    def warm_up(self) -> None:
-        """Run the network once, so that no request pays for compilation."""
         ...

@@ -74,7 +74,7 @@ async def serving(
     registry = CollectorRegistry()
     async with open_diffusion_server(
         DiffusionSettings(**(values | settings)),  # type: ignore[arg-type]
-        registry=registry,
+        registry,
         load=load or (lambda spec: by_name[spec.name]),
     ) as server:
         if wait:

@@ -78,7 +78,7 @@ async def serving(
     registry = CollectorRegistry()
     async with open_upscale_server(
         UpscaleSettings(**(values | settings)),  # type: ignore[arg-type]
-        registry=registry,
+        registry,
         load=lambda entry, options: by_name[entry.name],
     ) as server:
         if wait:
