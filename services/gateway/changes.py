@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.gateway.tables import changes
+from services.storage.database import explain
 
 POLL_INTERVAL_S = 0.5
 MAX_AGE_S = 1.5
@@ -100,6 +101,6 @@ class ChangeCounter:
                 is_failing = False
             except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
                 if not is_failing:
-                    _log.warning("changes of keys unknown", extra={"why": type(error).__name__})
+                    _log.warning("changes of keys unknown", extra={"why": explain(error)})
                 is_failing = True
             await asyncio.sleep(self._interval_s)

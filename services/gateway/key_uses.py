@@ -13,6 +13,8 @@ from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.storage.database import explain
+
 _INTERVAL_S = 15.0
 _TIMEOUT_S = 5.0
 
@@ -54,4 +56,4 @@ class KeyUses:
                 await self._store.note_uses(uses)
         except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             self._uses = uses | self._uses
-            _log.warning("uses of keys not written", extra={"why": type(error).__name__})
+            _log.warning("uses of keys not written", extra={"why": explain(error)})

@@ -29,7 +29,7 @@ from services.gateway.trainer_link import TrainerLink, is_unanswered
 from services.gateway.training_holds import SERVICE, Hold, TrainingHolds
 from services.runtime.context import RequestContext, outgoing_metadata
 from services.runtime.errors import LimnerError
-from services.storage.database import is_outage
+from services.storage.database import explain, is_outage
 
 _UNKNOWN_GRACE = timedelta(minutes=2)
 """How long the trainer may still come to know of an attempt that it was asked for."""
@@ -207,4 +207,4 @@ class TrainingCredits:
         if not is_outage(error):
             raise error
         self._metrics.store_errors.inc()
-        _log.warning("trainings cannot be settled now", extra={"why": type(error).__name__})
+        _log.warning("trainings cannot be settled now", extra={"why": explain(error)})

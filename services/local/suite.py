@@ -31,6 +31,8 @@ _DEATH_NOTICE_S = 0.5
 _MAX_RESTART_COUNT = 3
 _RESTART_WINDOW_S = 600.0
 """A service is started again at most `_MAX_RESTART_COUNT` times in so long."""
+_RETRY_DELAY_S = 5.0
+"""Before another start of a service that a restart did not make ready."""
 
 
 class ServiceDied(Exception):
@@ -60,6 +62,9 @@ class Suite:
     def __init__(self) -> None:
         self.processes: list[ServiceProcess] = []
         self._ready: set[str] = set()
+        """Services that were ready at some time."""
+        self._up: set[str] = set()
+        """Those that were ready since they were last started."""
         self._restarts: defaultdict[str, list[float]] = defaultdict(list)
 
     async def wait_until_ready(self, on_state: StateListener) -> None:
@@ -95,6 +100,9 @@ class Suite:
                 if restart is None or not self._may_restart(spec.name):
                     return death
                 restart.on_death(death)
+                if spec.name not in self._up:
+                    await asyncio.sleep(_RETRY_DELAY_S)
+                self._up.discard(spec.name)
                 place = self.processes.index(death.process)
                 self.processes[place] = await start_process(spec, logs_dir)
                 watches.add(asyncio.create_task(self._wait_until_ready(spec, restart.on_state)))
@@ -114,10 +122,9 @@ class Suite:
             process.kill()
 
     def _may_restart(self, name: str) -> bool:
-        """Count a restart if the service was ready and has not ended too often."""
+        """Count a restart if the service was ever ready and has not ended too often."""
         if name not in self._ready:
             return False
-        self._ready.discard(name)
         now = time.monotonic()
         recent = [each for each in self._restarts[name] if now - each < _RESTART_WINDOW_S]
         self._restarts[name] = [*recent, now]
@@ -127,6 +134,7 @@ class Suite:
         def tell(state: State) -> None:
             if state is State.READY:
                 self._ready.add(spec.name)
+                self._up.add(spec.name)
             on_state(spec.name, state)
 
         await wait_until_ready(spec.address, spec.health_service, tell)

@@ -110,7 +110,7 @@ async def close_engine(engine: AsyncEngine) -> None:
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await engine.dispose()
     except (TimeoutError, SQLAlchemyError, OSError) as error:
-        extra = {"why": type(error).__name__}
+        extra = {"why": explain(error)}
         _log.warning("connections to the database were not closed well", extra=extra)
 
 
@@ -178,6 +178,13 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         return not isinstance(error, IntegrityError | ProgrammingError | DataError)
     return isinstance(error, OSError | PoolTimeoutError)
+
+
+def explain(error: Exception) -> str:
+    """What kind of error it is and what the database said, in a line, without the statement."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    lines = str(said).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def insert_into(

@@ -4,7 +4,9 @@ LimnerError
 ├── JobNotFoundError         NOT_FOUND            JOB_NOT_FOUND
 ├── JobExistsError           ALREADY_EXISTS       JOB_EXISTS
 ├── IdempotencyKeyUsedError  ALREADY_EXISTS       IDEMPOTENCY_KEY_USED
-└── JobStateError            FAILED_PRECONDITION  JOB_NOT_RESUMABLE | JOB_NOT_ENDED
+├── JobStateError            FAILED_PRECONDITION  JOB_NOT_RESUMABLE | JOB_NOT_ENDED
+├── StorageFullError         RESOURCE_EXHAUSTED   STORAGE_FULL
+└── StoreDownError           UNAVAILABLE          NOT_READY, an UnavailableError
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Literal
 
 import grpc
 
-from services.runtime.errors import LimnerError
+from services.runtime.errors import LimnerError, UnavailableError
 
 
 class JobNotFoundError(LimnerError):
@@ -60,3 +62,21 @@ class JobStateError(LimnerError):
     ) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class StorageFullError(LimnerError):
+    """The trainer has no room for what was sent; nothing of it was kept."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "STORAGE_FULL"
+
+    def __init__(self) -> None:
+        super().__init__("The trainer's disk is full; nothing was kept.")
+
+
+class StoreDownError(UnavailableError):
+    """The database of jobs is away or cannot write; `why` is for the log."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("Jobs cannot be stored now; try again in a moment.", reason="NOT_READY")
+        self.why = why

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 
 from services.trainer.backends.backend import ActiveRun, RunEnd, RunWait
 from services.trainer.changes import JobChanges
+from services.trainer.errors import StoreDownError
 from services.trainer.job import JobProgress, TrainingJob
+from services.trainer.patience import Patience
 from services.trainer.run.reporting import STATUS_FILE
 from services.trainer.store import JobStore
 
 _POLL_S = 0.5
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class FollowedRun:
@@ -34,6 +39,7 @@ class FollowedRun:
         store: JobStore,
         changes: JobChanges,
         stopping: asyncio.Event,
+        patience: Patience,
         outlives_service: bool,
         status_interval_s: float,
     ) -> None:
@@ -41,6 +47,7 @@ class FollowedRun:
         self.output = Path(job.tree["output"])
         self._run, self._store, self._changes = run, store, changes
         self._stopping, self._outlives_service = stopping, outlives_service
+        self._patience = patience
         self._status_interval_s = status_interval_s
         self._status_due = 0.0
         self._said = self._noted = job.progress
@@ -56,7 +63,7 @@ class FollowedRun:
         if goes_on:
             return None
         await self._read()
-        await self._note(None)
+        await self._patience(lambda: self._note(None))
         return ending.result()
 
     async def report(self, progress: JobProgress) -> None:
@@ -71,13 +78,19 @@ class FollowedRun:
         while not ending.done():
             if self._stopping.is_set() and self._outlives_service:
                 return True
-            wants = self._stopping.is_set() or await self._store.cancel_requested(self.job.id)
-            if wants and not stopped:
-                stopped = True
-                await self._run.stop()
-            await self._look()
+            try:
+                if not stopped and await self._is_to_stop():
+                    stopped = True
+                    await self._run.stop()
+                await self._look()
+            except StoreDownError as error:
+                # The run does not need the store; what it says is written when that can be done.
+                _LOGGER.warning("jobs cannot be stored now", extra={"why": error.why})
             await asyncio.wait([ending], timeout=_POLL_S)
         return False
+
+    async def _is_to_stop(self) -> bool:
+        return self._stopping.is_set() or await self._store.cancel_requested(self.job.id)
 
     async def _look(self) -> None:
         if _now() >= self._status_due:
@@ -97,8 +110,8 @@ class FollowedRun:
             waiting_message=waiting.message if waiting else "",
         )
         if progress != self._noted:
-            self._noted = progress
             await self._store.progress(self.job.id, progress)
+            self._noted = progress
             self._changes.notify(self.job.id)
 
 

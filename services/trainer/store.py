@@ -7,18 +7,25 @@ gets a row in the outbox in the same transaction. It knows no run and no protobu
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, func, select, tuple_, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.storage.database import begin_write, insert_into
+from services.storage.database import begin_write, explain, insert_into, is_outage
 from services.storage.migration import upgrade_schema
-from services.trainer.errors import IdempotencyKeyUsedError, JobExistsError, JobNotFoundError
+from services.trainer.errors import (
+    IdempotencyKeyUsedError,
+    JobExistsError,
+    JobNotFoundError,
+    StoreDownError,
+)
 from services.trainer.job import (
     FINAL_STATES,
     JobFailure,
@@ -36,7 +43,7 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 
 
 class JobStore:
-    """Reads and writes jobs; raises SQLAlchemyError where the database is away."""
+    """Reads and writes jobs; raises `StoreDownError` where the database does not."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -79,7 +86,7 @@ class JobStore:
             "warnings": [asdict(warning) for warning in warnings],
             "model": request.model(job_id),
         }
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             adding = insert_into(connection, jobs).values(values).on_conflict_do_nothing()
             await connection.execute(adding)
         job = await self.find_by_key(account, key)
@@ -112,13 +119,13 @@ class JobStore:
         if before is not None:
             chosen = chosen.where(tuple_(jobs.c.created, jobs.c.id) < before)
         chosen = chosen.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(count)
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             return [_job(row) for row in await connection.execute(chosen)]
 
     async def queued_count(self) -> int:
         """Jobs that wait."""
         counting = select(func.count()).select_from(jobs).where(jobs.c.state == "queued")
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             return int((await connection.execute(counting)).scalar_one())
 
     async def claim(self) -> TrainingJob | None:
@@ -130,7 +137,7 @@ class JobStore:
             .limit(1)
             .with_for_update(skip_locked=True)
         )
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             job_id = (await connection.execute(oldest)).scalar_one_or_none()
             if job_id is None:
                 return None
@@ -147,7 +154,7 @@ class JobStore:
             "cancel_requested": False,
         }
         legal = (jobs.c.id == job_id) & jobs.c.state.in_(sources_of(state))
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             return await _change(connection, legal, changes) is not None
 
     async def resume(self, job_id: str, reservation: str) -> bool:
@@ -161,7 +168,7 @@ class JobStore:
             "reservation": reservation,
         }
         ended = (jobs.c.id == job_id) & jobs.c.state.in_(("failed", "cancelled"))
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             return await _change(connection, ended, changes) is not None
 
     async def cancel(self, job_id: str) -> None:
@@ -169,38 +176,61 @@ class JobStore:
         queued = (jobs.c.id == job_id) & (jobs.c.state == "queued")
         running = (jobs.c.id == job_id) & (jobs.c.state == "running")
         asked = {"cancel_requested": True, "updated": datetime.now(UTC)}
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             if await _change(connection, queued, {"state": "cancelled"}) is None:
                 await connection.execute(update(jobs).where(running).values(asked))
 
     async def cancel_requested(self, job_id: str) -> bool:
         """Whether its owner wants a job to stop."""
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             chosen = select(jobs.c.cancel_requested).where(jobs.c.id == job_id)
             return bool((await connection.execute(chosen)).scalar_one())
 
     async def progress(self, job_id: str, progress: JobProgress) -> None:
         """Note what the run says."""
         changes = {"progress": asdict(progress), "updated": datetime.now(UTC)}
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(changes))
 
     async def running_jobs(self) -> list[TrainingJob]:
         """All that have a run, the oldest first."""
         chosen = select(jobs).where(jobs.c.state == "running").order_by(jobs.c.created, jobs.c.id)
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             return [_job(row) for row in await connection.execute(chosen)]
 
     async def remove(self, job_id: str) -> bool:
         """Forget a job that has ended; whether it was there and had."""
         ended = (jobs.c.id == job_id) & jobs.c.state.in_(FINAL_STATES)
-        async with begin_write(self._engine) as connection:
+        async with self._writing() as connection:
             return (await connection.execute(delete(jobs).where(ended))).rowcount > 0
 
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        with _outages_told():
+            async with self._engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        with _outages_told():
+            async with begin_write(self._engine) as connection:
+                yield connection
+
     async def _find(self, *conditions: ColumnElement[bool]) -> TrainingJob | None:
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             row = (await connection.execute(select(jobs).where(*conditions))).one_or_none()
         return None if row is None else _job(row)
+
+
+@contextmanager
+def _outages_told() -> Iterator[None]:
+    """Errors that are no outage, defects of ours, pass."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        if not is_outage(error):
+            raise
+        raise StoreDownError(explain(error)) from error
 
 
 def new_job_id() -> str:

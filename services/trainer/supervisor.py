@@ -23,8 +23,9 @@ from services.trainer.following import FollowedRun, read_status
 from services.trainer.job import FailureReason, JobFailure, JobProgress, JobState, TrainingJob
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.outcome import publish
+from services.trainer.patience import Patience
 from services.trainer.run.reporting import STATUS_FILE, write_atomically
-from services.trainer.run.violations import EXIT_STOPPED
+from services.trainer.run.violations import EXIT_DISK_FULL, EXIT_STOPPED
 from services.trainer.store import JobStore
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class Supervisor:
         self._max_running = max_running
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._active: set[asyncio.Task[None]] = set()
+        self._patience = Patience(self._stopping)
+        self._active: dict[str, asyncio.Task[None]] = {}
         self._followed: dict[str, FollowedRun] = {}
 
     def wake(self) -> None:
@@ -65,10 +67,9 @@ class Supervisor:
     async def run(self) -> None:
         """Work until `stop`; returns when no run is followed any more."""
         async with self._backend.opened(), asyncio.TaskGroup() as tasks:
-            await self._take_up(tasks)
             while not self._stopping.is_set():
                 self._wake.clear()
-                await self._start_queued(tasks)
+                await self._patience(lambda: self._look_for_work(tasks))
                 await self._wake.wait()
 
     async def report(self, job_id: str, attempt: int, progress: JobProgress) -> bool:
@@ -83,9 +84,16 @@ class Supervisor:
         """Remove what the backend has left of the runs of a job that has ended."""
         await self._backend.forget(job_id)
 
+    async def _look_for_work(self, tasks: asyncio.TaskGroup) -> None:
+        """Follow what runs and is not followed, and start what waits; may be begun again."""
+        await self._take_up(tasks)
+        await self._start_queued(tasks)
+
     async def _take_up(self, tasks: asyncio.TaskGroup) -> None:
-        """Find the runs that a service that died was following."""
+        """Find the runs that a service that died was following, and claims that it lost."""
         for job in await self._store.running_jobs():
+            if job.id in self._active:
+                continue
             run = await self._backend.attach(job)
             _LOGGER.info("job was left running", extra={"job": job.id, "goes_on": run is not None})
             if run is not None:
@@ -104,12 +112,12 @@ class Supervisor:
 
     def _begin(self, tasks: asyncio.TaskGroup, job: TrainingJob, run: ActiveRun | None) -> None:
         task = tasks.create_task(self._follow(job, run))
-        self._active.add(task)
-        task.add_done_callback(self._one_ended)
+        self._active[job.id] = task
+        task.add_done_callback(lambda _: self._one_ended(job.id))
         self._metrics.running(len(self._active))
 
-    def _one_ended(self, task: asyncio.Task[None]) -> None:
-        self._active.discard(task)
+    def _one_ended(self, job_id: str) -> None:
+        del self._active[job_id]
         self._metrics.running(len(self._active))
         self._wake.set()
 
@@ -123,6 +131,7 @@ class Supervisor:
             store=self._store,
             changes=self._changes,
             stopping=self._stopping,
+            patience=self._patience,
             outlives_service=self._backend.outlives_service,
             status_interval_s=self._backend.status_interval_s,
         )
@@ -138,7 +147,7 @@ class Supervisor:
         state, failure = outcome(
             end,
             status,
-            cancelled=await self._store.cancel_requested(job.id),
+            cancelled=await self._patience(lambda: self._store.cancel_requested(job.id)),
             stopped=self._stopping.is_set(),
         )
         if state == "succeeded":
@@ -170,7 +179,7 @@ class Supervisor:
         return None
 
     async def _end(self, job_id: str, state: JobState, failure: JobFailure | None) -> None:
-        await self._store.move(job_id, state, failure=failure)
+        await self._patience(lambda: self._store.move(job_id, state, failure=failure))
         self._metrics.ended(state, "" if failure is None else failure.reason)
         extra = {"job": job_id, "state": state, "reason": failure and failure.reason}
         _LOGGER.info("job left its run", extra=extra)
@@ -193,6 +202,9 @@ def outcome(
     if end.exit_code < 0:
         message = f"the run was killed by signal {-end.exit_code}; it can be resumed"
         return "failed", JobFailure(reason="KILLED", message=message)
+    if end.exit_code == EXIT_DISK_FULL:
+        message = "the disk is full; the job can be resumed where it was once there is room"
+        return "failed", JobFailure(reason="UNUSABLE_FILES", message=message)
     reason = status.get("reason")
     if reason not in get_args(FailureReason):
         reason = "INTERNAL"

@@ -21,9 +21,10 @@ from services.runtime.errors import (
     UnavailableError,
 )
 from services.storage.catalog import Catalog
+from services.storage.disk import is_disk_full
 from services.trainer.changes import JobChanges
 from services.trainer.datasets import MAX_DATASET_BYTES, DatasetStore, Piece
-from services.trainer.errors import IdempotencyKeyUsedError, JobStateError
+from services.trainer.errors import IdempotencyKeyUsedError, JobStateError, StorageFullError
 from services.trainer.job import FINAL_STATES, JobProgress, JobRequest, TrainingJob
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.request_checks import CheckedRequest, check_request
@@ -68,19 +69,25 @@ class Trainings:
 
     async def upload(self, account: str, pieces: AsyncIterator[Piece]) -> tuple[str, int]:
         """Keep a dataset; returns its id and the number of pictures."""
+        try:
+            kept = await self._upload(account, pieces)
+        except (InvalidRequestError, OSError) as error:
+            await _discard_rest(pieces)
+            if is_disk_full(error):
+                _LOGGER.error("no room for a dataset", extra={"why": str(error)})
+                raise StorageFullError from error
+            raise
+        self._metrics.uploaded()
+        return kept
+
+    async def _upload(self, account: str, pieces: AsyncIterator[Piece]) -> tuple[str, int]:
         upload = await asyncio.to_thread(self._datasets.open_upload, account)
         try:
             async for piece in pieces:
                 await asyncio.to_thread(upload.write, piece)
-        except InvalidRequestError:
-            await _discard_rest(pieces)
-            raise
-        else:
-            kept = await asyncio.to_thread(upload.finish)
+            return await asyncio.to_thread(upload.finish)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
-        self._metrics.uploaded()
-        return kept
 
     async def create(
         self, account: str, key: str, request: JobRequest, *, reservation: str = ""

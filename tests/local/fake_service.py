@@ -1,8 +1,9 @@
 """A service without a model, for tests of the processes around it: `python -m` runs it.
 
 It listens, becomes ready, and ends as its environment says:
-FAKE_ADDRESS host:port; FAKE_EXIT_CODE ends with it instead of becoming ready; FAKE_DEAF ignores
-SIGTERM; FAKE_JOURNAL is a file that gets the name FAKE_NAME at the end.
+FAKE_ADDRESS host:port; FAKE_EXIT_CODE ends with it instead of becoming ready, with FAKE_WHILE only
+while that file is there; FAKE_DEAF ignores SIGTERM; FAKE_JOURNAL is a file that gets the name
+FAKE_NAME at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> int:
     server.add_insecure_port(os.environ["FAKE_ADDRESS"])
     servicer.set("fake", health_pb2.HealthCheckResponse.NOT_SERVING)
     server.start()
-    if "FAKE_EXIT_CODE" in os.environ:
+    if "FAKE_EXIT_CODE" in os.environ and Path(os.environ.get("FAKE_WHILE", "/")).exists():
         print("plain line", file=sys.stderr)
         print(json.dumps({"level": "INFO", "message": "listening"}), file=sys.stderr)
         print(json.dumps({"level": "ERROR", "message": "no model here"}), file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.local import suite as suite_module
 from services.local.ports import HOST, free_port
 from services.local.process import ServiceSpec
 from services.local.readiness import State
@@ -112,6 +113,33 @@ async def test_a_service_that_was_ready_is_started_again_three_times(tmp_path: P
     assert told == ["weak was ended by SIGKILL, perhaps for want of memory"] * 3
     assert len(set(seen)) == len(seen) == 4
     assert journal(tmp_path) == ["good"]
+
+
+async def test_a_restart_that_comes_to_nothing_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite_module, "_RETRY_DELAY_S", 0.1)
+    fault = tmp_path / "fault"
+    told: list[str] = []
+    again = asyncio.Event()
+
+    def on_death(death: ServiceDied) -> None:
+        told.append(str(death))
+        if len(told) == 2:
+            fault.unlink()
+
+    async def body(suite: Suite) -> None:
+        await suite.wait_until_ready(lambda name, state: None)
+        fault.touch()
+        os.kill(suite.processes[0].pid, signal.SIGKILL)
+        await again.wait()
+
+    restart = Restart(
+        on_death=on_death, on_state=lambda _, state: again.set() if state is State.READY else None
+    )
+    weak = spec("weak", tmp_path, FAKE_EXIT_CODE="3", FAKE_WHILE=str(fault))
+    await run_suite([weak], tmp_path, body, on_stop=nothing, restart=restart)
+    assert told == ["weak was ended by SIGKILL, perhaps for want of memory", "weak exited with 3"]
 
 
 async def test_a_service_that_was_never_ready_is_not_started_again(tmp_path: Path) -> None:

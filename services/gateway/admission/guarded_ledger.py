@@ -21,7 +21,7 @@ from services.gateway.admission.guard import CircuitBreaker
 from services.gateway.ledger import Usage
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.period import Period
-from services.storage.database import is_outage
+from services.storage.database import explain, is_outage
 
 LEDGER_TIMEOUT_S = 5.0
 
@@ -135,11 +135,11 @@ class GuardedLedger:
             if not is_outage(error):
                 raise
             if not was_failing:
-                _log.warning("the ledger does not answer", extra={"why": type(error).__name__})
+                _log.warning("the ledger does not answer", extra={"why": explain(error)})
             breaker.failed()
             self._metrics.store_errors.inc()
             self._metrics.degraded.labels("ledger").set(1)
-            raise LedgerDownError(type(error).__name__) from error
+            raise LedgerDownError(explain(error)) from error
         self._reading.succeeded()
         if breaker is self._writing:  # which a look-up says nothing of
             self._writing.succeeded()

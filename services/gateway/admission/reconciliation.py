@@ -96,7 +96,7 @@ class Reconciliation:
         try:
             return await self.correct(account)
         except (StoreError, LedgerDownError) as error:
-            extra = {"account": account, "why": type(error).__name__}
+            extra = {"account": account, "why": str(error)}
             _log.warning("a balance was not corrected", extra=extra)
             return False
 

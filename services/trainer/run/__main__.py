@@ -1,7 +1,8 @@
 """`python -m services.trainer.run CONFIG.yaml`: one training run as a process.
 
 Exit codes: 0 the result is there; 42 configuration or data are bad; 143 asked to stop, and to be
-started again with the same file; 1 anything else. `--check` reads and checks, and computes nothing.
+started again with the same file; 74 the disk is full; 1 anything else. `--check` reads and checks,
+and computes nothing.
 """
 
 from __future__ import annotations

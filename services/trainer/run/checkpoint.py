@@ -76,9 +76,12 @@ def save_checkpoint(
     header = {_KEY: json.dumps({"identity": asdict(identity), "position": asdict(position)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(_apart(tensors), partial, header)
-    _sync(partial)
-    os.replace(partial, path)
+    try:
+        save_file(_apart(tensors), partial, header)
+        _sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk is not to be kept full
     _sync(path.parent)
 
 

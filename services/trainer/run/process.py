@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 
+from services.storage.disk import is_disk_full
 from services.trainer.run.base_model import BaseModelError
 from services.trainer.run.locking import only_process
 from services.trainer.run.reading import CheckedRun
@@ -13,6 +14,7 @@ from services.trainer.run.reporting import RunReport
 from services.trainer.run.stopping import StopFlag
 from services.trainer.run.telling import telling
 from services.trainer.run.violations import (
+    EXIT_DISK_FULL,
     EXIT_FAILED,
     EXIT_REFUSED,
     EXIT_STOPPED,
@@ -50,15 +52,25 @@ def _execute(run: CheckedRun, stop: StopFlag, report: RunReport) -> int:
         ended = True
         print(f"the run cannot start:\n{error}", file=sys.stderr)
         return EXIT_REFUSED
-    except (*OUT_OF_MEMORY_ERRORS, BaseModelError, OSError) as error:
+    except Exception as error:
         is_memory = isinstance(error, OUT_OF_MEMORY_ERRORS)
+        if not (is_memory or is_disk_full(error) or isinstance(error, BaseModelError | OSError)):
+            raise
         reason = "OUT_OF_MEMORY" if is_memory else "UNUSABLE_FILES"
-        report.update(state="failed", reason=reason, message=str(error))
         ended = True
         print(f"the run failed: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return _fail(report, reason, error)
     finally:
         if not ended:
             report.update(state="failed", reason="INTERNAL", message="a defect; see the log")
     print(f"result: {result}")
     return 0
+
+
+def _fail(report: RunReport, reason: str, error: Exception) -> int:
+    """Say so; returns the exit code, which has to say it where the status file cannot."""
+    try:
+        report.update(state="failed", reason=reason, message=str(error))
+    except OSError as unsaid:
+        print(f"the status cannot be written: {unsaid}", file=sys.stderr)
+    return EXIT_DISK_FULL if is_disk_full(error) else EXIT_FAILED

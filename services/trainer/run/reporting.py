@@ -114,14 +114,18 @@ class RunReport:
     def rewind(self, step: int) -> None:
         """Forget the lines after optimizer step `step`; the run is about to write them again."""
         path = self._folder / LOSSES_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = (line for line in lines if json.loads(line)["step"] <= step)
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        # A line without an end was cut off by a full disk.
+        whole = (line for line in lines if line.endswith("\n"))
+        write_atomically(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

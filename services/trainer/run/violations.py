@@ -4,7 +4,7 @@
     ├── RefusedError    exit 42: configuration or data are bad, trying again is of no use
     └── StoppedError    exit 143: asked to stop, a checkpoint (if any step was done) is written
 
-Any other failure ends the process with 1.
+A full disk ends the process with 74, any other failure with 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from services.runtime.errors import FieldViolation
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 42
+EXIT_DISK_FULL = 74
+"""EX_IOERR of sysexits.h; a status file cannot be written then."""
 EXIT_STOPPED = 143
 
 

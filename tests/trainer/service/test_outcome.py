@@ -22,6 +22,7 @@ from services.trainer.supervisor import outcome
         (-signal.SIGTERM, False, False, "failed", "KILLED"),
         (-signal.SIGKILL, False, True, "failed", "KILLED"),
         (1, False, False, "failed", "INTERNAL"),
+        (74, False, False, "failed", "UNUSABLE_FILES"),
     ],
 )
 def test_a_run_that_ended_moves_its_job(
