@@ -91,8 +91,9 @@ class Supervisor:
 
     async def _take_up(self, tasks: asyncio.TaskGroup) -> None:
         """Find the runs that a service that died was following, and claims that it lost."""
+        active = frozenset(self._active)  # what ends during the query is not taken up again
         for job in await self._store.running_jobs():
-            if job.id in self._active:
+            if job.id in active:
                 continue
             run = await self._backend.attach(job)
             _LOGGER.info("job was left running", extra={"job": job.id, "goes_on": run is not None})
@@ -113,11 +114,12 @@ class Supervisor:
     def _begin(self, tasks: asyncio.TaskGroup, job: TrainingJob, run: ActiveRun | None) -> None:
         task = tasks.create_task(self._follow(job, run))
         self._active[job.id] = task
-        task.add_done_callback(lambda _: self._one_ended(job.id))
+        task.add_done_callback(lambda _: self._one_ended(job.id, task))
         self._metrics.running(len(self._active))
 
-    def _one_ended(self, job_id: str) -> None:
-        del self._active[job_id]
+    def _one_ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        if self._active.get(job_id) is task:  # else the job was queued and begun again already
+            del self._active[job_id]
         self._metrics.running(len(self._active))
         self._wake.set()
 

@@ -64,6 +64,26 @@ async def test_a_run_that_outlives_the_service_is_not_stopped_and_not_started_ag
     assert backend.runs.empty()
 
 
+async def test_runs_that_are_stopped_again_and_again_are_started_once_each_time(
+    plain_model: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = ToldBackend()
+    async with serving(settings(plain_model, tmp_path, max_running_jobs=4), backend) as stub:
+        first = create_request(await upload(stub, photos))
+        again = [create_request(first.dataset_id, idempotency_key=str(key)) for key in range(2)]
+        job_ids = [
+            (await stub.CreateTrainingJob(request, metadata=ALICE)).job.id
+            for request in (first, *again)
+        ]
+        for exit_code in (*[143] * 20, 0):
+            for run in [await backend.runs.get() for _ in job_ids]:
+                run.finish(exit_code)
+        for job_id in job_ids:
+            assert (await _last(stub, job_id)).state == State.STATE_SUCCEEDED
+        assert backend.runs.empty()
+    assert "Exception in callback" not in caplog.text
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 async def test_a_run_that_is_gone_is_started_again_unless_its_owner_wanted_it_to_stop(
     plain_model: Path, photos: Path, tmp_path: Path, cancel: bool
