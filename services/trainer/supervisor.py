@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,6 +20,7 @@ import yaml
 from services.storage.catalog import Catalog
 from services.trainer.backends.backend import ActiveRun, RunBackend, RunEnd
 from services.trainer.changes import JobChanges
+from services.trainer.errors import StoreDownError
 from services.trainer.following import FollowedRun, read_status
 from services.trainer.job import FailureReason, JobFailure, JobProgress, JobState, TrainingJob
 from services.trainer.metrics import TrainerMetrics
@@ -69,7 +71,8 @@ class Supervisor:
         async with self._backend.opened(), asyncio.TaskGroup() as tasks:
             while not self._stopping.is_set():
                 self._wake.clear()
-                await self._patience(lambda: self._look_for_work(tasks))
+                with suppress(StoreDownError):  # while stopping: there is no more work
+                    await self._patience(lambda: self._look_for_work(tasks))
                 await self._wake.wait()
 
     async def report(self, job_id: str, attempt: int, progress: JobProgress) -> bool:
@@ -112,7 +115,7 @@ class Supervisor:
             self._changes.notify(job.id)
 
     def _begin(self, tasks: asyncio.TaskGroup, job: TrainingJob, run: ActiveRun | None) -> None:
-        task = tasks.create_task(self._follow(job, run))
+        task = tasks.create_task(self._follow_to_the_end(job, run))
         self._active[job.id] = task
         task.add_done_callback(lambda _: self._one_ended(job.id, task))
         self._metrics.running(len(self._active))
@@ -122,6 +125,13 @@ class Supervisor:
             del self._active[job_id]
         self._metrics.running(len(self._active))
         self._wake.set()
+
+    async def _follow_to_the_end(self, job: TrainingJob, run: ActiveRun | None) -> None:
+        try:
+            await self._follow(job, run)
+        except StoreDownError:
+            # Only while stopping. The job is still a running one, which the next start takes up.
+            _LOGGER.warning("the end of a run was not stored", extra={"job": job.id})
 
     async def _follow(self, job: TrainingJob, run: ActiveRun | None) -> None:
         run = run or await self._start(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +74,22 @@ async def test_a_run_that_ends_while_the_database_is_away_ends_its_job_later(
         (await backend.runs.get()).finish(0)
         assert (await _last(stub, waiting)).state == State.STATE_SUCCEEDED
         assert backend.runs.empty()
+
+
+async def test_a_service_that_stops_while_the_database_is_away_takes_its_runs_up_again(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    configured, backend = settings(plain_model, tmp_path), ToldBackend()
+    with ExitStack() as away:
+        async with serving(configured, backend) as stub:
+            request = create_request(await upload(stub, photos))
+            job_id = (await stub.CreateTrainingJob(request, metadata=ALICE)).job.id
+            run = await backend.runs.get()
+            away.enter_context(_database_away())
+        assert run.end.result().exit_code == 143
+    async with serving(configured, backend) as stub:
+        (await backend.runs.get()).finish(0)
+        assert (await _last(stub, job_id)).state == State.STATE_SUCCEEDED
 
 
 async def test_no_room_for_a_dataset_is_said_and_nothing_of_it_is_kept(
