@@ -12,8 +12,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,6 +26,8 @@ DELIVERY_HEADER = "limner-delivery"
 MAX_URL_LENGTH = 2048
 MIN_SECRET_LENGTH, MAX_SECRET_LENGTH = 16, 256
 _TIMEOUT_S = 10.0
+_EXCHANGE_TIMEOUT_S = 20.0
+"""For all that is said over a connection, however little at a time."""
 _PORTS = {"http": 80, "https": 443}
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -56,7 +60,6 @@ class WebhookClient:
         parts = _split(url)
         if parts is None:
             raise DeliveryError("is no usable URL")
-        connection = self._connect(parts)
         headers = {
             "content-type": "application/json",
             "user-agent": "limner-webhook",
@@ -66,34 +69,27 @@ class WebhookClient:
         target = parts.path or "/"
         if parts.query:
             target += f"?{parts.query}"
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        connection = http.client.HTTPConnection(host, port)
         try:
-            connection.request("POST", target, body=body, headers=headers)
-            status = connection.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
+            with closing(self._connect(host, port)) as plain, _cut_off_late(plain):
+                connection.sock = _secured(plain, host) if parts.scheme == "https" else plain
+                connection.request("POST", target, body=body, headers=headers)
+                status = connection.getresponse().status
+        # ValueError: a name that cannot be looked up, or not be in a certificate.
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise DeliveryError(f"{type(error).__name__}: {error}") from error
         finally:
             connection.close()
         if not 200 <= status <= 299:
             raise DeliveryError(f"answered {status}")
 
-    def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
-        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = [str(entry[4][0]) for entry in found]
-            blocked = [address for address in addresses if not self._may_call(address)]
-            if blocked or not addresses:
-                raise DeliveryError(f"{host} is at an address that may not be called")
-            plain = socket.create_connection((addresses[0], port), timeout=_TIMEOUT_S)
-        except OSError as error:
-            raise DeliveryError(f"{type(error).__name__}: {error}") from error
-        connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-        try:
-            connection.sock = _secured(plain, host) if parts.scheme == "https" else plain
-        except OSError as error:
-            plain.close()
-            raise DeliveryError(f"{type(error).__name__}: {error}") from error
-        return connection
+    def _connect(self, host: str, port: int) -> socket.socket:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in found]
+        if not addresses or not all(map(self._may_call, addresses)):
+            raise DeliveryError(f"{host} is at an address that may not be called")
+        return socket.create_connection((addresses[0], port), timeout=_TIMEOUT_S)
 
     def _fault(self, url: str) -> tuple[str, str] | None:
         parts = _split(url)
@@ -127,6 +123,26 @@ def _secured(plain: socket.socket, host: str) -> ssl.SSLSocket:
     return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
 
 
+@contextmanager
+def _cut_off_late(connected: socket.socket) -> Iterator[None]:
+    """Hang up in the middle of a block that takes too long: a receiver that drips an answer would
+    hold its thread for ever."""
+    watched = connected.dup()  # TLS takes the other away
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            watched.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_EXCHANGE_TIMEOUT_S, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        watched.close()
+
+
 def _split(url: str) -> SplitResult | None:
     """The parts of a URL that can be called; None for any other."""
     if len(url) > MAX_URL_LENGTH or not url.isascii() or not url.isprintable() or " " in url:
@@ -134,6 +150,7 @@ def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _PORTS and parts.hostname and parts.port != 0
+        (parts.hostname or "").encode("idna")  # as a look-up does
     except ValueError:
         return None
     return parts if usable and parts.username is None else None

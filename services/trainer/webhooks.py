@@ -12,6 +12,7 @@ import random
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.storage.database import explain
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.webhook_client import DeliveryError, WebhookClient
 from services.trainer.webhook_outbox import Delivery, WebhookOutbox
@@ -49,7 +50,7 @@ class WebhookDeliverer:
                     for delivery in due:
                         group.create_task(self._deliver(delivery))
             except* (SQLAlchemyError, OSError) as errors:
-                why = str(errors.exceptions[0]).splitlines()[0]
+                why = explain(errors.exceptions[0])
                 _LOGGER.warning("webhooks cannot be read now", extra={"why": why})
                 due = []
             if not due:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from limner.v1 import training_pb2, training_pb2_grpc
 from services.storage.database import open_engine
+from services.trainer import webhook_client
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.server import open_trainer_server
 from services.trainer.webhook_client import DeliveryError, WebhookClient, signature
@@ -148,6 +151,8 @@ async def test_what_was_not_delivered_outlives_the_service(
         "http://user:password@example.com/",
         "no url",
         "http://" + "a" * 2048,
+        "http://no..name/",
+        "http://" + "a" * 64 + ".example/",
     ],
 )
 async def test_a_private_address_is_refused_with_the_request(
@@ -177,6 +182,53 @@ def test_a_name_that_means_a_private_address_is_not_called(receiver: Receiver) -
 def test_the_signature_is_what_the_contract_says() -> None:
     digest = hmac.new(b"k", b"5.{}", hashlib.sha256).hexdigest()
     assert signature("k", b"{}", 5) == f"t=5,v1={digest}"
+
+
+def test_a_receiver_that_drips_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = threading.Event()
+
+    def drip() -> None:
+        connected, _ = listening.accept()
+        with connected:
+            while not given_up.wait(0.05):
+                connected.send(b"H")
+
+    monkeypatch.setattr(webhook_client, "_EXCHANGE_TIMEOUT_S", 0.3)
+    client = WebhookClient([ipaddress.ip_network(LOOPBACK[0])])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            with pytest.raises(DeliveryError):
+                client.post(url, b"{}", secret=SECRET, delivery_id="1")
+        finally:
+            given_up.set()
+            dripping.join()
+
+
+async def test_deliveries_go_on_after_an_error_without_words() -> None:
+    class Outbox:
+        def __init__(self) -> None:
+            self.errors: list[Exception] = [TimeoutError()]
+
+        async def due(self, count: int) -> list[Delivery]:
+            if self.errors:
+                raise self.errors.pop()
+            asked_again.set()
+            return []
+
+    asked_again = asyncio.Event()
+    deliverer = WebhookDeliverer(
+        Outbox(),  # type: ignore[arg-type]
+        WebhookClient(),
+        TrainerMetrics(CollectorRegistry()),
+    )
+    running = asyncio.create_task(deliverer.run())
+    waiting = asyncio.create_task(asked_again.wait())
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    assert asked_again.is_set()
+    running.cancel()
 
 
 async def test_it_is_given_up_after_the_last_attempt() -> None:
