@@ -7,7 +7,7 @@ gets a row in the outbox in the same transaction. It knows no run and no protobu
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -128,11 +128,11 @@ class JobStore:
         async with self._reading() as connection:
             return int((await connection.execute(counting)).scalar_one())
 
-    async def claim(self) -> TrainingJob | None:
-        """Make the oldest queued job a running one and return it."""
+    async def claim(self, *, excluded: Sequence[str] = ()) -> TrainingJob | None:
+        """Make the oldest queued job that is not `excluded` a running one and return it."""
         oldest = (
             select(jobs.c.id)
-            .where(jobs.c.state == "queued")
+            .where(jobs.c.state == "queued", jobs.c.id.not_in(excluded))
             .order_by(jobs.c.created, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -144,16 +144,17 @@ class JobStore:
             return await _change(connection, jobs.c.id == job_id, {"state": "running"})
 
     async def move(
-        self, job_id: str, state: JobState, *, failure: JobFailure | None = None
+        self, job_id: str, attempt: int, state: JobState, *, failure: JobFailure | None = None
     ) -> bool:
-        """Change the state if that is legal now; whether it was."""
+        """Change the state if the job is at this attempt and that is legal now; whether it was."""
         changes = {
             "state": state,
             "failure_reason": None if failure is None else failure.reason,
             "failure_message": None if failure is None else failure.message,
             "cancel_requested": False,
         }
-        legal = (jobs.c.id == job_id) & jobs.c.state.in_(sources_of(state))
+        named = (jobs.c.id == job_id) & (jobs.c.attempt == attempt)
+        legal = named & jobs.c.state.in_(sources_of(state))
         async with self._writing() as connection:
             return await _change(connection, legal, changes) is not None
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -71,7 +71,7 @@ class Supervisor:
         async with self._backend.opened(), asyncio.TaskGroup() as tasks:
             while not self._stopping.is_set():
                 self._wake.clear()
-                with suppress(StoreDownError):  # while stopping: there is no more work
+                with self._left_for_later():
                     await self._patience(lambda: self._look_for_work(tasks))
                 await self._wake.wait()
 
@@ -94,44 +94,51 @@ class Supervisor:
 
     async def _take_up(self, tasks: asyncio.TaskGroup) -> None:
         """Find the runs that a service that died was following, and claims that it lost."""
-        active = frozenset(self._active)  # what ends during the query is not taken up again
+        followed = set(self._active)  # of these the list may be older than their end
         for job in await self._store.running_jobs():
-            if job.id in active:
+            if job.id in followed:
                 continue
             run = await self._backend.attach(job)
             _LOGGER.info("job was left running", extra={"job": job.id, "goes_on": run is not None})
             if run is not None:
                 self._begin(tasks, job, run)
             else:
-                await self._store.move(job.id, "cancelled" if job.cancel_requested else "queued")
+                state: JobState = "cancelled" if job.cancel_requested else "queued"
+                await self._store.move(job.id, job.attempt, state)
                 self._changes.notify(job.id)
 
     async def _start_queued(self, tasks: asyncio.TaskGroup) -> None:
         while len(self._active) < self._max_running:
-            job = await self._store.claim()
+            # Not one whose last attempt is still being written down.
+            job = await self._store.claim(excluded=tuple(self._active))
             if job is None:
                 return
             self._begin(tasks, job, None)
             self._changes.notify(job.id)
 
     def _begin(self, tasks: asyncio.TaskGroup, job: TrainingJob, run: ActiveRun | None) -> None:
-        task = tasks.create_task(self._follow_to_the_end(job, run))
+        task = tasks.create_task(self._see_through(job, run))
         self._active[job.id] = task
-        task.add_done_callback(lambda _: self._one_ended(job.id, task))
+        task.add_done_callback(lambda _: self._one_ended(job.id))
         self._metrics.running(len(self._active))
 
-    def _one_ended(self, job_id: str, task: asyncio.Task[None]) -> None:
-        if self._active.get(job_id) is task:  # else the job was queued and begun again already
-            del self._active[job_id]
+    def _one_ended(self, job_id: str) -> None:
+        del self._active[job_id]
         self._metrics.running(len(self._active))
         self._wake.set()
 
-    async def _follow_to_the_end(self, job: TrainingJob, run: ActiveRun | None) -> None:
+    @contextmanager
+    def _left_for_later(self) -> Iterator[None]:
+        """What cannot be written while the service stops is found at the next start; the other runs
+        are still to write their checkpoints."""
         try:
+            yield
+        except StoreDownError as error:
+            _LOGGER.warning("jobs are stored at the next start", extra={"why": error.why})
+
+    async def _see_through(self, job: TrainingJob, run: ActiveRun | None) -> None:
+        with self._left_for_later():
             await self._follow(job, run)
-        except StoreDownError:
-            # Only while stopping. The job is still a running one, which the next start takes up.
-            _LOGGER.warning("the end of a run was not stored", extra={"job": job.id})
 
     async def _follow(self, job: TrainingJob, run: ActiveRun | None) -> None:
         run = run or await self._start(job)
@@ -165,7 +172,7 @@ class Supervisor:
         if state == "succeeded":
             failure = await self._publish(job)
             state = "succeeded" if failure is None else "failed"
-        await self._end(job.id, state, failure)
+        await self._end(job, state, failure)
 
     async def _publish(self, job: TrainingJob) -> JobFailure | None:
         """Take the outcome into the catalogue; why that failed, if it did."""
@@ -187,15 +194,15 @@ class Supervisor:
         except OSError as error:
             _LOGGER.error("run cannot be started", extra={"job": job.id, "error": str(error)})
         message = "the run could not be started; the server's log has why"
-        await self._end(job.id, "failed", JobFailure(reason="UNUSABLE_FILES", message=message))
+        await self._end(job, "failed", JobFailure(reason="UNUSABLE_FILES", message=message))
         return None
 
-    async def _end(self, job_id: str, state: JobState, failure: JobFailure | None) -> None:
-        await self._patience(lambda: self._store.move(job_id, state, failure=failure))
+    async def _end(self, job: TrainingJob, state: JobState, failure: JobFailure | None) -> None:
+        await self._patience(lambda: self._store.move(job.id, job.attempt, state, failure=failure))
         self._metrics.ended(state, "" if failure is None else failure.reason)
-        extra = {"job": job_id, "state": state, "reason": failure and failure.reason}
+        extra = {"job": job.id, "state": state, "reason": failure and failure.reason}
         _LOGGER.info("job left its run", extra=extra)
-        self._changes.notify(job_id)
+        self._changes.notify(job.id)
 
 
 def outcome(

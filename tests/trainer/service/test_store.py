@@ -36,8 +36,8 @@ async def test_only_legal_transitions_happen(tmp_path: Path) -> None:
             key = f"{state} {target}"
             job = await store.create("alice", key, _REQUEST, {"output": "o"}, new_job_id())
             for step in path:
-                assert await store.move(job.id, step)
-            moved = await store.move(job.id, target)
+                assert await store.move(job.id, 1, step)
+            moved = await store.move(job.id, 1, target)
             assert moved is (target in TRANSITIONS[state]), key
             assert (await store.get("alice", job.id)).state == (target if moved else state)
     await engine.dispose()
@@ -52,4 +52,21 @@ async def test_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) ->
 
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+
+async def test_the_end_of_an_attempt_is_not_that_of_the_next(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(engine)
+    await store.migrate()
+    job = await store.create("alice", "key", _REQUEST, {"output": "o"}, new_job_id())
+    await store.cancel(job.id)
+    assert await store.resume(job.id, "")
+    assert not await store.move(job.id, job.attempt, "cancelled")
+    assert (await store.get("alice", job.id)).state == "queued"
+    assert await store.claim(excluded=[job.id]) is None
+    claimed = await store.claim()
+    assert claimed is not None
+    assert not await store.move(job.id, job.attempt, "failed")
+    assert await store.move(job.id, claimed.attempt, "failed")
     await engine.dispose()
