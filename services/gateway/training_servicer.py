@@ -24,7 +24,7 @@ from services.gateway.authentication import Caller, current_caller
 from services.gateway.pricing import Prices
 from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
 from services.gateway.trainer_link import TRAINING_SERVICE, MetadataPairs, TrainerLink
-from services.gateway.training_credits import Reservation, TrainingCredits
+from services.gateway.training_credits import FINAL_STATES, Reservation, TrainingCredits
 from services.gateway.training_holds import SERVICE, Hold, new_hold
 from services.runtime.context import (
     RESERVATION_KEY,
@@ -148,8 +148,10 @@ class TrainingServicer:
         caller, tier = self._caller()
         asked = _parse(pb.ResumeTrainingJobRequest, payload)
         job = await self._job(asked.id)
+        # Not left to the trainer: the job may have ended by then, and would go on unpaid.
         if job.state not in _RESUMABLE:
-            return await self._call("ResumeTrainingJob", payload)  # the trainer says what is wrong
+            message = f"The job is {_state(job)}; only one that failed or was cancelled can go on."
+            raise StateError(message, reason="JOB_NOT_RESUMABLE")
         await self._credits.settle(job)
         hold = self._hold(caller, job)
         request = current_request()
@@ -163,7 +165,11 @@ class TrainingServicer:
         """Settles, for afterwards nobody knows how far the job came, and relays."""
         self._caller()
         asked = _parse(pb.DeleteTrainingJobRequest, payload)
-        await self._credits.settle(await self._job(asked.id))
+        job = await self._job(asked.id)
+        # Not left to the trainer: the job may have ended by then, and would be gone unsettled.
+        if job.state not in FINAL_STATES:
+            raise StateError(f"The job is {_state(job)}; cancel it first.", reason="JOB_NOT_ENDED")
+        await self._credits.settle(job)
         return await self._call("DeleteTrainingJob", payload)
 
     def _caller(self) -> tuple[Caller, Tier]:
@@ -233,6 +239,10 @@ async def _discard_rest(payloads: AsyncIterator[bytes]) -> None:
         size += len(payload)
         if size > _MAX_DISCARDED_BYTES:
             return
+
+
+def _state(job: pb.TrainingJob) -> str:
+    return pb.TrainingJob.State.Name(job.state).removeprefix("STATE_").lower()
 
 
 def _metadata() -> MetadataPairs:

@@ -42,7 +42,14 @@ UnauthenticatedReason = Literal[
     "KEY_MISSING", "KEY_MALFORMED", "KEY_UNKNOWN", "KEY_REVOKED", "KEY_EXPIRED"
 ]
 PermissionDeniedReason = Literal["SCOPE_MISSING", "ACCOUNT_SUSPENDED", "MODEL_NOT_ALLOWED"]
-StateReason = Literal["KEY_REVOKED", "KEY_EXPIRED", "KEY_REPLACED", "TIER_UNKNOWN"]
+StateReason = Literal[
+    "KEY_REVOKED",
+    "KEY_EXPIRED",
+    "KEY_REPLACED",
+    "TIER_UNKNOWN",
+    "JOB_NOT_RESUMABLE",
+    "JOB_NOT_ENDED",
+]
 UnavailableReason = Literal["SHUTTING_DOWN", "BACKEND_LOST", "NO_BACKEND", "NOT_READY"]
 
 _UNAVAILABLE_MESSAGES: Mapping[UnavailableReason, str] = {

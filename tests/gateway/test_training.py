@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from limner.v1 import training_pb2 as pb
 from limner.v1 import training_pb2_grpc
 from services.gateway.training_holds import TrainingHolds, new_hold
+from services.gateway.training_servicer import TrainingServicer
 from services.storage.database import open_engine
 from tests.diffusion.tiny import write_plain_model
 from tests.gateway.actors import ACTOR
@@ -325,6 +326,34 @@ async def test_deleting_settles_first(base: Path, photos: Path, tmp_path: Path) 
         get = behind.stub.GetTrainingJob(pb.GetTrainingJobRequest(id=job.id), metadata=behind.key)
         assert reason(await _refusal(get)) == "JOB_NOT_FOUND"
         assert await _charged(behind) == WHOLE
+
+
+@pytest.mark.parametrize("call", ["Resume", "Delete"])
+async def test_a_job_that_ends_while_it_is_looked_at_neither_goes_on_nor_is_gone_unpaid(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with door(tmp_path, base) as behind:
+        job = await behind.create(await behind.upload(photos))
+        run = await behind.runs.runs.get()
+        look = TrainingServicer._job
+
+        async def look_and_end(servicer: TrainingServicer, job_id: str) -> State:
+            seen = await look(servicer, job_id)
+            run.say(step=1)
+            run.finish(1)
+            await _until_charged(behind, STEP_MILLICREDITS)
+            return seen
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainingServicer, "_job", look_and_end)
+            asked = getattr(pb, f"{call}TrainingJobRequest")(id=job.id)
+            calling = getattr(behind.stub, f"{call}TrainingJob")(asked, metadata=behind.key)
+            refused = await _refusal(calling)
+        assert refused.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert reason(refused) in ("JOB_NOT_RESUMABLE", "JOB_NOT_ENDED")
+        assert "running" in str(refused.details())
+        assert (await behind.end(job.id)).attempt == 1
+        assert behind.runs.runs.empty()
 
 
 async def _until_charged(behind: Door, millicredits: int) -> None:
