@@ -122,6 +122,15 @@ class TrainingCredits:
             except (SQLAlchemyError, OSError) as error:
                 self._outage(error)
 
+    async def paid_step(self, account: str, job: training_pb2.TrainingJob) -> int:
+        """The step up to which a job that goes on is paid for.
+
+        An attempt that went back to a checkpoint and ended early leaves a job at a step before it.
+        Raises UnavailableError while the database is away.
+        """
+        async with refused_as_unavailable(self._metrics):
+            return max(job.step, await self._holds.paid_step(account, job.id))
+
     async def settle(self, job: training_pb2.TrainingJob) -> None:
         """Settle a job that has ended, before it goes on or is gone.
 

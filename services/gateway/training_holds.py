@@ -24,6 +24,7 @@ from services.storage.database import begin_write
 
 SERVICE = "training"
 """Label in ledger and metrics."""
+_CHARGE_PREFIX = "training:"
 _PAID = "artifact-0"  # what `Lease.charge(0)` writes
 _UNUSED = "unused-steps"
 
@@ -48,7 +49,7 @@ class Hold:
     @property
     def charge_id(self) -> str:
         """What the ledger has it under."""
-        return f"training:{self.id}"
+        return f"{_CHARGE_PREFIX}{self.id}"
 
     @property
     def millicredits(self) -> int:
@@ -127,6 +128,25 @@ class TrainingHolds:
             hold = await _end(connection, hold_id)
             if hold is not None:
                 await _give_back(connection, hold, 0)
+
+    async def paid_step(self, account: str, job_id: str) -> int:
+        """The furthest step of a job that its ended attempts have paid for; 0 without one."""
+        holds, entries = training_holds.c, ledger_entries.c
+        paid = (
+            select(
+                *(holds.first_step, holds.step_millicredits),
+                func.sum(entries.millicredits).label("millicredits"),
+            )
+            .join(ledger_entries, entries.request_id == _CHARGE_PREFIX + holds.id)
+            .where(holds.account == account, entries.account == account)
+            .where(holds.job_id == job_id, holds.closed_at.is_not(None))
+            .where(holds.step_millicredits > 0)
+            .group_by(holds.id, holds.first_step, holds.step_millicredits)
+        )
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(paid)).all()
+        steps = (row.first_step + int(row.millicredits) // row.step_millicredits for row in rows)
+        return max(steps, default=0)
 
     async def list_open(self) -> Sequence[Hold]:
         """The holds that have not ended, the oldest first."""

@@ -153,7 +153,8 @@ class TrainingServicer:
             message = f"The job is {_state(job)}; only one that failed or was cancelled can go on."
             raise StateError(message, reason="JOB_NOT_RESUMABLE")
         await self._credits.settle(job)
-        hold = self._hold(caller, job)
+        first_step = await self._credits.paid_step(caller.account, job)
+        hold = self._hold(caller, job, first_step=first_step)
         request = current_request()
         async with self._credits.reserved(hold, request, tier) as reservation:
             answer = await self._reserving("ResumeTrainingJob", payload, reservation)
@@ -195,7 +196,7 @@ class TrainingServicer:
             raise PermissionDeniedError(message, reason="MODEL_NOT_ALLOWED")
         return pb.CreateTrainingJobResponse.FromString(answer).job
 
-    def _hold(self, caller: Caller, job: pb.TrainingJob) -> Hold:
+    def _hold(self, caller: Caller, job: pb.TrainingJob, *, first_step: int = 0) -> Hold:
         return new_hold(
             account=caller.account,
             model=job.base_model,
@@ -204,7 +205,7 @@ class TrainingServicer:
             ),
             step_count=job.step_count,
             job_id=job.id,
-            first_step=job.step,
+            first_step=first_step,
         )
 
     async def _reserving(self, name: str, payload: bytes, reservation: Reservation) -> bytes:

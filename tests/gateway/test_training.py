@@ -117,6 +117,23 @@ async def test_steps_that_were_not_done_are_given_back_and_a_resume_pays_the_res
         assert await _charged(behind) == WHOLE
 
 
+async def test_steps_that_are_done_again_are_not_paid_again_however_often_it_stops(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, base) as behind:
+        job = await behind.create(await behind.upload(photos))
+        for step in (3, 1, STEPS):  # the second attempt went back to a checkpoint
+            run = await behind.runs.runs.get()
+            run.say(step=step)
+            run.finish(0 if step == STEPS else 1)
+            await behind.end(job.id)
+            assert await _charged(behind) == STEP_MILLICREDITS * max(step, 3)
+            if step < STEPS:
+                resuming = pb.ResumeTrainingJobRequest(id=job.id)
+                await behind.stub.ResumeTrainingJob(resuming, metadata=behind.key)
+                assert await _charged(behind) == WHOLE
+
+
 async def test_a_job_that_is_cancelled_in_the_queue_costs_nothing(
     base: Path, photos: Path, tmp_path: Path
 ) -> None:

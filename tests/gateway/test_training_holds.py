@@ -83,6 +83,8 @@ async def test_steps_are_paid_once_over_all_attempts(
     await holds.open(second)
     await holds.close(second.id, 5)
     assert (await usage(engine)).charged_millicredits == 120
+    assert await holds.paid_step(first.account, first.job_id) == 6
+    assert await holds.paid_step(first.account, "job_another") == 0
     third = hold(first_step=6, job_id=first.job_id)
     await holds.open(third)
     await holds.close(third.id, 10)
