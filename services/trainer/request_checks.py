@@ -6,6 +6,7 @@ client sends cannot name one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -164,7 +165,9 @@ def _settings(text: str) -> tuple[dict[str, Any], list[FieldViolation]]:
     try:
         _check_shape(text)
         tree = yaml.safe_load(text) if text.strip() else {}
-    except (yaml.YAMLError, ValueError) as error:
+        # Bytes, sets and halves of characters could be neither stored nor told of.
+        json.dumps(tree, ensure_ascii=False).encode()
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         return {}, [_fault(field, "UNREADABLE", f"is no usable YAML: {error}")]
     if not _is_map(tree):
         return {}, [_fault(field, "UNREADABLE", "must hold a mapping of names")]

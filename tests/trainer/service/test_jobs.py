@@ -124,7 +124,14 @@ async def test_all_violations_come_at_once_and_nothing_is_stored(
         assert not listed.jobs
 
 
-@pytest.mark.parametrize("text", ["a: &x [1]\nb: *x", "[" * 20, "- 1", "a: [", "x: 1\n" * 20000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: &x [1]\nb: *x", "[" * 20, "- 1", "a: [", "x: 1\n" * 20000),
+        *("validation: {prompts: [!!binary aGk=]}", '"\\ud800": 1'),
+        "lora: {denoiser_targets: !!set {to_q}}",
+    ],
+)
 async def test_hostile_yaml_is_refused(
     plain_model: Path, photos: Path, tmp_path: Path, text: str
 ) -> None:
