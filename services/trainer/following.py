@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class FollowedRun:
 
     async def _note(self, waiting: RunWait | None) -> None:
         progress = replace(
-            self._said,
+            _finite(self._said),
             waiting_reason=waiting.reason if waiting else None,
             waiting_message=waiting.message if waiting else "",
         )
@@ -139,6 +140,20 @@ def progress_of(status: Mapping[str, Any]) -> JobProgress:
         eta_s=status["eta_s"],
         samples=tuple(status.get("samples", ())),
     )
+
+
+def _finite(progress: JobProgress) -> JobProgress:
+    """Without the losses of a training that diverged: neither JSON nor SQL has a NaN."""
+    return replace(
+        progress,
+        instance_loss=_number(progress.instance_loss),
+        prior_loss=_number(progress.prior_loss),
+        validation_loss=_number(progress.validation_loss),
+    )
+
+
+def _number(loss: float | None) -> float | None:
+    return loss if loss is None or isfinite(loss) else None
 
 
 def _now() -> float:

@@ -1,3 +1,5 @@
+import math
+from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from limner.v1 import training_pb2
+from services.storage.database import open_engine
+from services.trainer.store import JobStore
 from tests.trainer.service.harness import (
     ALICE,
     BOB,
@@ -239,6 +243,28 @@ async def test_jobs_outlive_the_service(plain_model: Path, photos: Path, tmp_pat
     async with serving(configured, backend) as stub:
         (await backend.runs.get()).finish(0)
         assert (await _states(stub, job.id))[-1] == State.STATE_SUCCEEDED
+
+
+async def test_losses_of_a_training_that_diverged_are_left_out(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    backend = ToldBackend()
+    configured = settings(plain_model, tmp_path)
+    async with serving(configured, backend) as stub:
+        request = create_request(await upload(stub, photos))
+        job_id = (await stub.CreateTrainingJob(request, metadata=ALICE)).job.id
+        run = await backend.runs.get()
+        losses = {"instance_loss": math.nan, "prior_loss": math.inf, "learning_rate": 1e-4}
+        run.say(step=2, losses=losses, validation_loss=math.nan)
+        run.finish(0)
+        assert (await _states(stub, job_id))[-1] == State.STATE_SUCCEEDED
+    engine = open_engine(configured.jobs_url())
+    job = await JobStore(engine).get("alice", job_id)
+    await engine.dispose()
+    assert (job.progress.step, job.progress.learning_rate) == (2, 1e-4)
+    assert job.progress.instance_loss is None
+    assert job.progress.prior_loss is None
+    assert job.progress.validation_loss is None
 
 
 async def test_pages_hold_every_job_once(plain_model: Path, photos: Path, tmp_path: Path) -> None:
