@@ -276,7 +276,8 @@ def _read_token(token: str) -> tuple[datetime, str]:
         moment = datetime.fromisoformat(created)
         if moment.tzinfo is None:
             raise ValueError("no time zone")
-    except (ValueError, Base64Error) as error:
+        moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError, Base64Error) as error:
         raise InvalidRequestError(
             [_fault("page_token", "MALFORMED", "is no token of this server")]
         ) from error

@@ -285,9 +285,11 @@ async def test_pages_hold_every_job_once(plain_model: Path, photos: Path, tmp_pa
             if not token:
                 break
         assert len(ids) == len(set(ids)) == 5
-        bad = training_pb2.ListTrainingJobsRequest(page_token="nonsense")
-        _, violations, _ = await _refused(stub.ListTrainingJobs(bad, metadata=ALICE))
-        assert violations == {"page_token": "MALFORMED"}
+        early = urlsafe_b64encode(b"0001-01-01T00:00:00+23:59 job_1").decode()
+        for wrong in ("nonsense", early):
+            bad = training_pb2.ListTrainingJobsRequest(page_token=wrong)
+            _, violations, _ = await _refused(stub.ListTrainingJobs(bad, metadata=ALICE))
+            assert violations == {"page_token": "MALFORMED"}
 
 
 async def test_bad_uploads_are_refused_with_every_fault_and_leave_nothing(
