@@ -21,6 +21,7 @@ MAX_DATASET_BYTES = 512 * 2**20
 MAX_PICTURES = 100
 LEAST_SIDE = 64
 CAPTION_SUFFIX = ".txt"
+_PARTIAL = ".upload-"
 _MAX_NAME = 255
 _MAX_CAPTION = 1000
 
@@ -55,6 +56,11 @@ class DatasetStore:
         folder.mkdir(parents=True, exist_ok=True)
         return Upload(folder)
 
+    def discard_unfinished(self) -> None:
+        """Remove what uploads left that were under way when a service died; none may be now."""
+        for partial in self._folder.glob(f"*/{_PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
     def _account_folder(self, account: str) -> Path:
         # A digest: an account's name may hold what a file's may not.
         return self._folder / hashlib.sha256(account.encode()).hexdigest()[:32]
@@ -65,7 +71,7 @@ class Upload:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._partial = Path(tempfile.mkdtemp(prefix=".upload-", dir=folder))
+        self._partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
         self._names: list[str] = []
         self._faults: list[FieldViolation] = []
         self._total = 0

@@ -51,6 +51,7 @@ class TrainerServer:
         self._deliverer = WebhookDeliverer(WebhookOutbox(self._engine), webhooks, metrics)
         self._delivering: asyncio.Task[None] | None = None
         self.store = JobStore(self._engine)
+        self._datasets = DatasetStore(data / "datasets")
         self._supervisor = Supervisor(
             store=self.store,
             backend=backend,
@@ -62,7 +63,7 @@ class TrainerServer:
         )
         trainings = Trainings(
             store=self.store,
-            datasets=DatasetStore(data / "datasets"),
+            datasets=self._datasets,
             supervisor=self._supervisor,
             changes=self._changes,
             metrics=metrics,
@@ -99,6 +100,7 @@ class TrainerServer:
         SQLAlchemyError."""
         self._failed = asyncio.get_running_loop().create_future()
         await self.store.migrate()
+        await asyncio.to_thread(self._datasets.discard_unfinished)
         self.port = await self.grpc.start()
         if self._reports is not None:
             await self._reports.start()

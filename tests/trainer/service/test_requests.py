@@ -304,3 +304,16 @@ async def test_a_reservation_names_the_job_and_must_be_one(
             training_pb2.ResumeTrainingJobRequest(id=job.id), metadata=again
         )
         assert (resumed.job.attempt, resumed.job.reservation) == (2, "f" * 20)
+
+
+async def test_an_upload_that_died_with_its_service_leaves_nothing(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    configured = settings(plain_model, tmp_path)
+    async with serving(configured, ToldBackend()) as stub:
+        dataset = await upload(stub, photos)
+    (account,) = (tmp_path / "datasets").iterdir()
+    (account / ".upload-cut").mkdir()
+    (account / ".upload-cut" / "000.png").write_bytes(b"half")
+    async with serving(configured, ToldBackend()):
+        assert [folder.name for folder in account.iterdir()] == [dataset]
