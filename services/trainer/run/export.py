@@ -51,20 +51,34 @@ def export_result(
 ) -> Path:
     """Write the folder from the weights as they are in `components`; returns it."""
     output = run.configuration.output
+    for left in output.glob(f".{RESULT_FOLDER}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial = output / f".{RESULT_FOLDER}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    if run.configuration.method == "lora":
-        _write_lora(run, components, partial / "lora")
-    _write_model(run, components, partial / "model")
-    (partial / "samples").mkdir()
-    for path in samples:
-        shutil.copy2(path, partial / "samples" / path.name)
-    configuration = run.configuration.model_dump(mode="json")
-    write_atomically(partial / "configuration.yaml", yaml.safe_dump(configuration, sort_keys=False))
-    write_atomically(partial / "run.json", json.dumps(_facts(run, identity, position), indent=1))
     result = output / RESULT_FOLDER
-    os.replace(partial, result)
+    try:
+        _write_result(run, components, partial, _facts(run, identity, position), samples)
+        os.replace(partial, result)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk is not to be kept full
     return result
+
+
+def _write_result(
+    run: CheckedRun,
+    components: Components,
+    folder: Path,
+    facts: dict[str, Any],
+    samples: list[Path],
+) -> None:
+    if run.configuration.method == "lora":
+        _write_lora(run, components, folder / "lora")
+    _write_model(run, components, folder / "model")
+    (folder / "samples").mkdir()
+    for path in samples:
+        shutil.copy2(path, folder / "samples" / path.name)
+    configuration = run.configuration.model_dump(mode="json")
+    write_atomically(folder / "configuration.yaml", yaml.safe_dump(configuration, sort_keys=False))
+    write_atomically(folder / "run.json", json.dumps(facts, indent=1))
 
 
 def _facts(run: CheckedRun, identity: Identity, position: Position) -> dict[str, Any]:

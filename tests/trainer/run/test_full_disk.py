@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from services.storage.disk import is_disk_full
-from services.trainer.run import checkpoint, reporting
+from services.trainer.run import checkpoint, export, reporting
 from services.trainer.run.process import execute
 from services.trainer.run.reading import check_run
 from services.trainer.run.reporting import RunReport, StepLosses
@@ -59,6 +59,20 @@ def test_a_run_without_room_ends_with_74_and_goes_on_to_the_same_bits(
     assert list((tmp_path / "parts").rglob("*.partial")) == []
     run_to_end(parts)
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_a_result_without_room_leaves_nothing_in_the_way(
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    parts = tree(plain_model, photos, output)
+    monkeypatch.setattr(export, "_write_card", _full)
+    assert execute(check_run(parts), NeverStops()) == EXIT_DISK_FULL
+    assert list(output.glob(".result*")) == []
+    monkeypatch.undo()
+    (output / ".result.1").mkdir()
+    run_to_end(parts)
+    assert list(output.glob("*result*")) == [output / "result"]
 
 
 def test_a_full_disk_is_recognised_behind_other_errors() -> None:
