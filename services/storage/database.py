@@ -176,7 +176,10 @@ def _sqlite_turn(engine: AsyncEngine) -> asyncio.Lock:
 def is_outage(error: Exception) -> bool:
     """Whether an error says that the database is away or overtaxed, not that a query is wrong."""
     if isinstance(error, DBAPIError):
-        return not isinstance(error, IntegrityError | ProgrammingError | DataError)
+        # Some drivers leave the kind to the code: 22 bad data, 23 integrity, 42 a wrong statement.
+        code = str(getattr(error.orig, "sqlstate", None) or "")
+        is_defect = isinstance(error, IntegrityError | ProgrammingError | DataError)
+        return not (is_defect or code[:2] in ("22", "23", "42"))
     return isinstance(error, OSError | PoolTimeoutError)
 
 

@@ -40,6 +40,8 @@ from services.trainer.tables import jobs
 from services.trainer.webhook_outbox import announce
 
 _SCRIPTS = Path(__file__).parent / "migrations"
+_NUL = "\0"
+"""In no text that PostgreSQL holds."""
 
 
 class JobStore:
@@ -102,10 +104,14 @@ class JobStore:
 
     async def find_by_key(self, account: str, key: str) -> TrainingJob | None:
         """The job under an idempotency key."""
+        if _NUL in key:
+            return None
         return await self._find(jobs.c.account == account, jobs.c.idempotency_key == key)
 
     async def get(self, account: str, job_id: str) -> TrainingJob:
         """A job of the account. Raises `JobNotFoundError`."""
+        if _NUL in job_id:
+            raise JobNotFoundError(job_id)
         job = await self._find(jobs.c.account == account, jobs.c.id == job_id)
         if job is None:
             raise JobNotFoundError(job_id)

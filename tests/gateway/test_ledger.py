@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import delete, event, func, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import Pool
 
 from services.gateway.account_store import AccountStore
@@ -210,6 +210,16 @@ def limit():
     event.listen(Pool, "checkout", hold_pages)
     yield limit
     event.remove(Pool, "checkout", hold_pages)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1 / 0", "SELECT 'x'::int", "SELECT nothing"])
+async def test_a_statement_that_is_wrong_is_no_outage(postgresql, statement):
+    opened = open_engine(postgresql.create_database())
+    with pytest.raises(SQLAlchemyError) as caught:
+        async with opened.connect() as connection:
+            await connection.exec_driver_sql(statement)
+    assert not is_outage(caught.value)
+    await close_engine(opened)
 
 
 async def test_a_full_disk_takes_no_charge_and_loses_none(tmp_path, limit):

@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from services.storage.database import open_engine
+from services.trainer.errors import JobNotFoundError
 from services.trainer.job import TRANSITIONS, JobRequest, JobState
 from services.trainer.store import JobStore, new_job_id
 from services.trainer.tables import metadata
@@ -69,4 +71,14 @@ async def test_the_end_of_an_attempt_is_not_that_of_the_next(tmp_path: Path) -> 
     assert claimed is not None
     assert not await store.move(job.id, job.attempt, "failed")
     assert await store.move(job.id, claimed.attempt, "failed")
+    await engine.dispose()
+
+
+async def test_ids_with_a_nul_belong_to_no_job(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(engine)
+    await store.migrate()
+    assert await store.find_by_key("alice", "\0") is None
+    with pytest.raises(JobNotFoundError):
+        await store.get("alice", "\0")
     await engine.dispose()
