@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from google.protobuf.message import Message
+
 from limner.v1 import generation_pb2
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 
@@ -49,7 +51,7 @@ def build_request(
     """Return the request for a prompt and `GenerateOptions`.
 
     Raises TypeError for an unknown option, ValueError for an unknown sampler or format and for a
-    number that the field cannot hold; the message begins with the option's name.
+    number or text that the field cannot hold; the message begins with the option's name.
     """
     request = generation_pb2.GenerateImageRequest()
     unknown = fields.keys() - GenerateOptions.__annotations__.keys()
@@ -61,12 +63,15 @@ def build_request(
         fields["output_format"] = IMAGE_FORMATS.number(output_format)
     for name, value in {"prompt": prompt, **fields}.items():
         if value is not None:
-            _set(request, name, value)
+            set_field(request, name, value)
     return request
 
 
-def _set(request: generation_pb2.GenerateImageRequest, name: str, value: object) -> None:
+def set_field(request: Message, name: str, value: object) -> None:
+    """Set a field of a message; errors as in `build_request`."""
     try:
         setattr(request, name, value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: {value!r} cannot be written in UTF-8") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None

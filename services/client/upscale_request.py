@@ -15,6 +15,7 @@ from limner.v1 import upscale_pb2
 from services.client.artifacts import ArtifactJoiner
 from services.client.enum_names import IMAGE_FORMATS
 from services.client.events import Notice, Queued
+from services.client.request import set_field
 from services.client.upscale_events import (
     TileProgress,
     UpscaleAccepted,
@@ -46,7 +47,7 @@ def build_upscale_request(
     """Return the request for a picture, the bytes of a file or its path, and `UpscaleOptions`.
 
     Raises OSError when the file cannot be read, TypeError for an unknown option, ValueError for an
-    unknown format.
+    unknown format and for text that the field cannot hold.
     """
     unknown = fields.keys() - UpscaleOptions.__annotations__.keys()
     if unknown:
@@ -57,10 +58,7 @@ def build_upscale_request(
         fields["output_format"] = IMAGE_FORMATS.number(output_format)
     for name, value in fields.items():
         if value is not None:
-            try:
-                setattr(request, name, value)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from None
+            set_field(request, name, value)
     return request
 
 

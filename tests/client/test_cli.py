@@ -158,6 +158,23 @@ def test_wrong_usage_is_found_before_the_request_is_sent(
     assert server.call_count == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("generate \udcff -o d.png", 2),
+        ("upscale dog.png --model \udcff", 2),
+        ("usage --month \udcff", 1),
+        ("accounts create \udcff", 1),
+    ],
+)
+def test_an_argument_that_is_no_utf_8_is_said_in_a_line(
+    limner: Limner, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, status: int
+) -> None:
+    (tmp_path / "dog.png").write_bytes(PNG)
+    assert limner(*line.split()) == status
+    assert r"'\udcff' cannot be written in UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_found_first(limner: Limner, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

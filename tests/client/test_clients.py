@@ -322,6 +322,8 @@ def test_an_unknown_sampler_is_refused_before_the_call(
         calls.generate(server.address, "a dog", sampler="plms")
     with pytest.raises(ValueError, match="width: "):
         calls.generate(server.address, "a dog", width=2**40)
+    with pytest.raises(ValueError, match=r"prompt: .* cannot be written in UTF-8"):
+        calls.generate(server.address, "a \udcff dog")
     with pytest.raises(TypeError, match="unknown option: with"):
         calls.generate(server.address, "a dog", **{"with": 3})
     assert server.call_count == 0

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from services.client.cli.accounts import app as accounts
-from services.client.cli.failure import describe, describe_os_error
+from services.client.cli.failure import describe, describe_encode_error, describe_os_error
 from services.client.cli.generate import generate
 from services.client.cli.keys import app as keys
 from services.client.cli.listing import models, whoami
@@ -56,6 +56,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         errors.print(describe_os_error(error), style="red", markup=False)
+        return 1
+    except UnicodeEncodeError as error:
+        errors.print(describe_encode_error(error), style="red", markup=False)
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -43,6 +43,8 @@ _OPTIONS: Mapping[str, str] = {
     "period": "--month",
     "key_id": "KEY_ID",
 }
+_EXCERPT_MARGIN = 40
+"""How many characters to show before and behind those that cannot be written."""
 
 
 def describe(error: LimnerError) -> str:
@@ -61,6 +63,13 @@ def describe_os_error(error: OSError) -> str:
     """Return what to print where a file or an address cannot be used."""
     what = error.strerror or str(error)
     return f"limner: {what}" if error.filename is None else f"limner: {error.filename}: {what}"
+
+
+def describe_encode_error(error: UnicodeEncodeError) -> str:
+    """Return what to print for text that a request, or standard output, cannot hold."""
+    start = max(0, error.start - _EXCERPT_MARGIN)
+    excerpt = error.object[start : error.end + _EXCERPT_MARGIN]
+    return f"limner: {excerpt!r} cannot be written in {error.encoding.upper()}"
 
 
 def _headline(error: LimnerError) -> str:

@@ -86,17 +86,19 @@ def upscale(
     if as_json and plan.is_stdout:
         raise typer.BadParameter("both want standard output", param_hint="--json and --output")
     started_at = time.monotonic()
-    with (
-        connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client,
-        client.stream_upscale(
-            image,
-            model=model,
-            scale=scale,
-            denoise_strength=denoise,
-            output_format=plan.output_format,
-        ) as stream,
-    ):
-        accepted, larger = _follow(stream, quiet=quiet)
+    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
+        try:
+            stream = client.stream_upscale(
+                image,
+                model=model,
+                scale=scale,
+                denoise_strength=denoise,
+                output_format=plan.output_format,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        with stream:
+            accepted, larger = _follow(stream, quiet=quiet)
     if plan.is_stdout:
         sys.stdout.buffer.write(larger.data)
         sys.stdout.buffer.flush()
