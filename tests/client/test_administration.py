@@ -159,7 +159,9 @@ async def test_what_cannot_be_done_is_a_few_lines_and_exit_code_1(
     assert "unknown scope 'root'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("amount", ["0", "-1", "0.0001", "much", "nan", "inf", "1e-4"])
+@pytest.mark.parametrize(
+    "amount", ["0", "-1", "0.0001", "much", "nan", "inf", "1e-4", "1e20", "1e30", "1e9999999"]
+)
 async def test_an_amount_that_is_no_number_of_credits_is_wrong_usage(
     limner: Limner, capsys: pytest.CaptureFixture[str], amount: str
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -15,6 +15,9 @@ from services.client.cli.tables import new_table, print_table
 from services.client.client import Client
 
 app = typer.Typer(help="Create and change accounts. Needs an admin key.", no_args_is_help=True)
+
+_TOO_MANY = 10**18
+"""Millicredits that a message may not hold; how many may be granted is the server's to say."""
 
 _Account = Annotated[str, typer.Argument(help="Name of the account.")]
 
@@ -93,12 +96,12 @@ def grant(
 def _millicredits(amount: str) -> int:
     try:
         millicredits = Decimal(amount) * 1000
-    except InvalidOperation:
-        millicredits = Decimal("NaN")
-    if not millicredits.is_finite() or millicredits <= 0 or millicredits % 1:
-        message = f"must be a positive number with at most three decimals, got {amount!r}"
-        raise typer.BadParameter(message, param_hint="CREDITS")
-    return int(millicredits)
+        if 0 < millicredits < _TOO_MANY and millicredits % 1 == 0:
+            return int(millicredits)
+    except ArithmeticError:  # no number at all, or one that no Decimal holds
+        pass
+    message = "must be a positive number below 1e15 with at most three decimals"
+    raise typer.BadParameter(f"{message}, got {amount!r}", param_hint="CREDITS")
 
 
 def _tell(account: ManagedAccount, as_json: bool) -> None:
