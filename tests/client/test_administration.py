@@ -169,6 +169,21 @@ async def test_an_amount_that_is_no_number_of_credits_is_wrong_usage(
     assert "positive number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("create --account acme --expires-in-days 99999999999999", "--expires-in-days"),
+        ("rotate some-key --overlap-hours 1e12", "--overlap-hours"),
+        ("rotate some-key --overlap-hours inf", "--overlap-hours"),
+    ],
+)
+async def test_a_time_that_no_message_holds_is_wrong_usage(
+    limner: Limner, capsys: pytest.CaptureFixture[str], line: str, option: str
+) -> None:
+    assert await limner("keys", *line.split()) == 2
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err
+
+
 async def test_usage_is_a_table_of_what_was_used_and_what_is_left(
     door: Harness, limner: Limner, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,13 @@ def create(
         ),
     ] = "",
     expires_in_days: Annotated[
-        int | None, typer.Option(min=1, help="Days until it expires; never, when left out.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=timedelta.max.days,
+            metavar="DAYS",
+            help="Days until it expires; never, when left out.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,7 +101,13 @@ def rotate(
     client: Client,
     key_id: _KeyId,
     overlap_hours: Annotated[
-        float, typer.Option(min=0, help="Hours for which the old key stays good.")
+        float,
+        typer.Option(
+            min=0,
+            max=timedelta.max.days * 24,
+            metavar="HOURS",
+            help="Hours for which the old key stays good.",
+        ),
     ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
