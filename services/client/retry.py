@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from services.client.errors import LimnerError, Unavailable
 
+_LONGEST_TIMEOUT_S = 2.0**31
+"""Longer is without end: grpc takes a deadline of centuries for one that has passed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
@@ -36,6 +39,8 @@ class Attempts:
 
     def __init__(self, policy: RetryPolicy, timeout_s: float | None) -> None:
         self._policy = policy
+        if timeout_s is not None and timeout_s > _LONGEST_TIMEOUT_S:
+            timeout_s = None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._failed_count = 0
 

@@ -242,6 +242,13 @@ def test_no_attempt_is_made_that_the_timeout_cannot_reach(
     assert server.call_count == 1
 
 
+@pytest.mark.parametrize("timeout_s", [1e12, float("inf")])
+def test_a_timeout_of_centuries_has_not_passed(
+    server: ScriptedServer, calls: Facade, timeout_s: float
+) -> None:
+    assert calls.generate(server.address, "a dog", timeout_s=timeout_s).image.data == PNG
+
+
 def test_the_timeout_ends_a_silent_stream(server: ScriptedServer, calls: Facade) -> None:
     release = threading.Event()
 
