@@ -141,6 +141,8 @@ def test_notices_are_shown(
         ("--preview p.jpg", "previews are PNG"),
         ("--preview-every 3", "needs --preview FILE"),
         ("--key-file nowhere", "cannot read the key"),
+        ("--key-file empty", "Invalid value for --key-file: cannot use the key: the file empty is"),
+        ("--key-file binary", "Invalid value for --key-file: cannot use the key: 'utf-8' codec"),
         ("--width 99999999999", "width: "),
     ],
 )
@@ -153,6 +155,8 @@ def test_wrong_usage_is_found_before_the_request_is_sent(
     complaint: str,
 ) -> None:
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"\xff")
     assert limner("generate", "dog", *line.split()) == 2
     assert complaint in capsys.readouterr().err
     assert server.call_count == 0

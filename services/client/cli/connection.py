@@ -61,13 +61,17 @@ def connect(
     except OSError as error:
         raise typer.BadParameter(f"cannot read the key: {error}", param_hint="--key-file") from None
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        hint = None if key_file is None else "--key-file"
+        raise typer.BadParameter(f"cannot use the key: {error}", param_hint=hint) from None
 
 
 def _find_key(address: str, key_file: Path | None) -> str | None:
     """Return the key to send; the local one never leaves this machine unless asked for by name."""
     if key_file is not None:
-        return key_file.read_text().strip()
+        key = key_file.read_text().strip()
+        if not key:  # the key of the environment must not stand in for it
+            raise ValueError(f"the file {key_file} is empty")
+        return key
     from_environment = os.environ.get(API_KEY_VARIABLE)
     if from_environment:
         return from_environment
