@@ -64,7 +64,7 @@ def set_tier(
 @app.command()
 @with_server
 def suspend(client: Client, account: _Account, as_json: JsonOption = False) -> None:
-    """Shut all keys of an account out. Running requests go on."""
+    """Shut all keys of an account out. Running requests end."""
     _tell(client.admin.suspend(account), as_json)
 
 

@@ -130,7 +130,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SuspendAccount(self, request, context):
-        """Shuts all keys of an account out within two seconds; running requests go on. NOT_FOUND. An
+        """Shuts all keys of an account out within two seconds and ends its requests. NOT_FOUND. An
         account that is suspended stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -184,7 +184,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Revokes a key for good, within two seconds; running requests go on. NOT_FOUND;
+        """Revokes a key for good, within two seconds, and ends its requests. NOT_FOUND;
         FAILED_PRECONDITION when it is revoked already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,7 @@ class AdminServiceStub:
     SetAccountTier: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAccountTierRequest, _admin_pb2.SetAccountTierResponse]
     """Changes an account's tier; it counts for requests that arrive later. NOT_FOUND."""
     SuspendAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SuspendAccountRequest, _admin_pb2.SuspendAccountResponse]
-    """Shuts all keys of an account out within two seconds; running requests go on. NOT_FOUND. An
+    """Shuts all keys of an account out within two seconds and ends its requests. NOT_FOUND. An
     account that is suspended stays as it is.
     """
     ResumeAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeAccountRequest, _admin_pb2.ResumeAccountResponse]
@@ -66,7 +66,7 @@ class AdminServiceStub:
     overlap is over. NOT_FOUND; FAILED_PRECONDITION when the key is revoked, expired or replaced.
     """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]
-    """Revokes a key for good, within two seconds; running requests go on. NOT_FOUND;
+    """Revokes a key for good, within two seconds, and ends its requests. NOT_FOUND;
     FAILED_PRECONDITION when it is revoked already.
     """
     ListTiers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListTiersRequest, _admin_pb2.ListTiersResponse]
@@ -88,7 +88,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     SetAccountTier: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAccountTierRequest, _admin_pb2.SetAccountTierResponse]  # type: ignore[assignment]
     """Changes an account's tier; it counts for requests that arrive later. NOT_FOUND."""
     SuspendAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.SuspendAccountRequest, _admin_pb2.SuspendAccountResponse]  # type: ignore[assignment]
-    """Shuts all keys of an account out within two seconds; running requests go on. NOT_FOUND. An
+    """Shuts all keys of an account out within two seconds and ends its requests. NOT_FOUND. An
     account that is suspended stays as it is.
     """
     ResumeAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeAccountRequest, _admin_pb2.ResumeAccountResponse]  # type: ignore[assignment]
@@ -112,7 +112,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     overlap is over. NOT_FOUND; FAILED_PRECONDITION when the key is revoked, expired or replaced.
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]  # type: ignore[assignment]
-    """Revokes a key for good, within two seconds; running requests go on. NOT_FOUND;
+    """Revokes a key for good, within two seconds, and ends its requests. NOT_FOUND;
     FAILED_PRECONDITION when it is revoked already.
     """
     ListTiers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListTiersRequest, _admin_pb2.ListTiersResponse]  # type: ignore[assignment]
@@ -155,7 +155,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.SuspendAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SuspendAccountResponse, _abc.Awaitable[_admin_pb2.SuspendAccountResponse]]:
-        """Shuts all keys of an account out within two seconds; running requests go on. NOT_FOUND. An
+        """Shuts all keys of an account out within two seconds and ends its requests. NOT_FOUND. An
         account that is suspended stays as it is.
         """
 
@@ -221,7 +221,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RevokeKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_pb2.RevokeKeyResponse]]:
-        """Revokes a key for good, within two seconds; running requests go on. NOT_FOUND;
+        """Revokes a key for good, within two seconds, and ends its requests. NOT_FOUND;
         FAILED_PRECONDITION when it is revoked already.
         """
 
