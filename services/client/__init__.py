@@ -26,8 +26,11 @@ from services.client.catalog import (
 from services.client.client import Client
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 from services.client.errors import (
+    Aborted,
+    AlreadyExists,
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     IncompleteStream,
     InvalidRequest,
     LimnerError,
@@ -77,9 +80,11 @@ from services.client.upscale_request import UpscaleOptions
 __all__ = [
     "IMAGE_FORMATS",
     "SAMPLERS",
+    "Aborted",
     "Accepted",
     "Account",
     "Admin",
+    "AlreadyExists",
     "AsyncClient",
     "AsyncGenerationStream",
     "AsyncTrainings",
@@ -90,6 +95,7 @@ __all__ = [
     "Dataset",
     "DeadlineExceeded",
     "Event",
+    "FailedPrecondition",
     "GenerateOptions",
     "GeneratedImage",
     "GenerationResult",

@@ -6,6 +6,9 @@
     ├── PermissionDenied        PERMISSION_DENIED
     ├── NotFound                NOT_FOUND
     │   └── ModelNotFound       the message names the models that exist
+    ├── AlreadyExists           ALREADY_EXISTS; another has the name, the id or the key
+    ├── FailedPrecondition      FAILED_PRECONDITION; not in the state that things are in
+    ├── Aborted                 ABORTED; a request with this id runs already
     ├── ResourceExhausted       RESOURCE_EXHAUSTED; a limit, `reason` says which
     │   └── QueueFull           the queue for the device is full; see `retry_after_s`
     ├── Unavailable             UNAVAILABLE; shutting down, starting, lost, or unreachable
@@ -120,6 +123,18 @@ class NotFound(LimnerError):
     """What the request names does not exist."""
 
 
+class AlreadyExists(LimnerError):
+    """Another has the name, the id or the idempotency key."""
+
+
+class FailedPrecondition(LimnerError):
+    """Not in the state that things are in; the message says what would have to change."""
+
+
+class Aborted(LimnerError):
+    """A request with the same id runs already."""
+
+
 class ModelNotFound(NotFound):
     """The model does not exist; the message names those that do."""
 
@@ -166,6 +181,9 @@ _BY_CODE: Mapping[grpc.StatusCode, type[LimnerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.ABORTED: Aborted,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -6,9 +6,11 @@ Made by `limner up` on its first start and found again by the next. `limner keys
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,17 @@ from services.storage.database import open_engine
 
 ACCOUNT = "local"
 _KEY_NAME = "limner up"
+_LOCK_FILE = ".lock"
 _ACTOR = Actor(account=ACCOUNT, key_id="", request_id="limner-up")
+
+
+class DataFolderInUseError(OSError):
+    """Another suite runs in the folder."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"another `limner up` runs in {path}; stop it, or choose a folder with --data-dir"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +69,21 @@ class DataFolder:
     def database_url(self) -> str:
         """The gateway's database."""
         return f"sqlite+aiosqlite:///{self.path.resolve() / 'gateway.db'}"
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Keep other suites out for the length of a block; the folder is made if it is missing.
+
+        Two gateways on one database would each grant all of a limit. The system gives the lock back
+        however its holder ends. Raises OSError, `DataFolderInUseError` where another suite runs.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.path / _LOCK_FILE).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataFolderInUseError(self.path) from None
+            yield
 
     async def prepare(self) -> str:
         """Create what is missing and return the pepper.

@@ -184,6 +184,11 @@ def _check_port(port: int) -> int:
 def _find_models(models: str | None) -> str:
     models = models or os.environ.get(_MODELS_VARIABLE)
     if models:
+        for entry in models.split(","):
+            name, _, source = entry.partition("=")
+            if not (name.strip() and source.strip()):
+                message = "a model is NAME=FOLDER or NAME=HUB_ID"
+                raise SetupError(f"--models or {_MODELS_VARIABLE}: {message}, got {entry!r}")
         return models
     if not _EMBEDDED_MODEL.is_dir():
         raise SetupError(f"there is no model in {_EMBEDDED_MODEL}; name one with --models")

@@ -19,6 +19,11 @@ async def serve(settings: SuiteSettings, console: Console) -> None:
 
     Raises ServiceDied, OSError and PepperError.
     """
+    with settings.data.occupied():
+        await _serve(settings, console)
+
+
+async def _serve(settings: SuiteSettings, console: Console) -> None:
     pepper = await settings.data.prepare()
 
     async def body(suite: Suite) -> None:

@@ -11,8 +11,11 @@ from google.rpc import error_details_pb2
 
 from limner.v1 import artifact_pb2, generation_pb2, model_pb2
 from services.client import (
+    Aborted,
     Accepted,
+    AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     GeneratedImage,
     IncompleteStream,
     InvalidRequest,
@@ -138,6 +141,9 @@ def test_an_invalid_request_lists_every_violation(server: ScriptedServer, calls:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "MONTHLY_QUOTA", ResourceExhausted),
         (grpc.StatusCode.INTERNAL, "QUEUE_FULL", ServerError),
         (grpc.StatusCode.DATA_LOSS, "", ServerError),
+        (grpc.StatusCode.ALREADY_EXISTS, "", AlreadyExists),
+        (grpc.StatusCode.ABORTED, "", Aborted),
+        (grpc.StatusCode.FAILED_PRECONDITION, "", FailedPrecondition),
         (grpc.StatusCode.UNIMPLEMENTED, "", Unimplemented),
     ],
 )

@@ -128,6 +128,25 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "limner: /proc/none: No such file or directory\n"
 
 
+def test_a_folder_that_another_suite_runs_in_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with DataFolder(path=tmp_path).occupied():
+        assert run(["up", "--port", str(free_port()), "--data-dir", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"limner: another `limner up` runs in {tmp_path}; stop it, or choose")
+    with DataFolder(path=tmp_path).occupied():
+        pass
+
+
+@pytest.mark.parametrize("models", ["=", "tiny", "tiny=", "=folder", "tiny=folder,"])
+def test_models_without_name_or_place_are_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], models: str
+) -> None:
+    assert run(["up", "--data-dir", str(tmp_path), "--models", models]) == 1
+    assert "--models" in capsys.readouterr().err
+
+
 def test_without_a_trainer_the_gateway_has_none(tmp_path: Path) -> None:
     settings = plan_suite(tmp_path, port=None, models="hub=owner/model")
     assert not settings.trains
