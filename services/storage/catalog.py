@@ -91,6 +91,7 @@ class FolderCatalog:
         if known is not None:
             return known
         partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
+        _remove_leftovers(final)
         try:
             shutil.copytree(result, partial, copy_function=_link_or_copy)
             complete = _complete(entry, partial)
@@ -105,7 +106,9 @@ class FolderCatalog:
 
     def remove(self, account: str, job_id: str) -> None:
         """See `Catalog`. Raises OSError."""
-        _remove_folder(self._folder(account, job_id))
+        folder = self._folder(account, job_id)
+        _remove_folder(folder)
+        _remove_leftovers(folder)
 
     def entries(self, account: str) -> list[CatalogEntry]:
         """See `Catalog`; a folder that cannot be read is not listed."""
@@ -174,6 +177,12 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what was on its way to `folder`, or away from it, when a process was killed."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove_folder(folder: Path) -> None:

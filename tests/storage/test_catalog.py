@@ -84,6 +84,24 @@ def test_what_a_crash_left_is_replaced(result: Path, tmp_path: Path) -> None:
     assert [each.name for each in catalog.entries("acme")] == ["emoji@toy"]
 
 
+@pytest.mark.parametrize("removes", [False, True])
+def test_what_a_killed_process_left_goes_with_the_next_that_has_the_job(
+    result: Path, tmp_path: Path, removes: bool
+) -> None:
+    root = tmp_path / "catalog"
+    catalog = FolderCatalog(root)
+    catalog.publish(replace(ENTRY, job_id="job_2"), result)
+    (folder,) = root.iterdir()
+    (folder / ".job_1.0123abcd" / "model").mkdir(parents=True)
+    (folder / ".job_2.0123abcd").mkdir()
+    if removes:
+        catalog.remove("acme", "job_1")
+    else:
+        catalog.publish(ENTRY, result)
+    kept = {".job_2.0123abcd", "job_2"} | (set() if removes else {"job_1"})
+    assert {path.name for path in folder.iterdir()} == kept
+
+
 def test_accounts_do_not_see_each_other(result: Path, tmp_path: Path) -> None:
     catalog = FolderCatalog(tmp_path / "catalog")
     catalog.publish(ENTRY, result)

@@ -95,9 +95,10 @@ def read_position(path: Path, identity: Identity) -> Position | None:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()[_KEY])
+        found, position = dict(header["identity"]), Position(**header["position"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RefusedError([violation("output", "BAD_CHECKPOINT", f"{path}: {error}")]) from error
-    found, wanted = header["identity"], asdict(identity)
+    wanted = asdict(identity)
     other = [name for name in wanted if found.get(name) != wanted[name]]
     if other:
         raise RefusedError(
@@ -112,7 +113,7 @@ def read_position(path: Path, identity: Identity) -> Position | None:
                 for name in other
             ]
         )
-    return Position(**header["position"])
+    return position
 
 
 def load_weights(
