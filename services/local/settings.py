@@ -184,7 +184,7 @@ def _check_port(port: int) -> int:
 def _find_models(models: str | None) -> str:
     models = models or os.environ.get(_MODELS_VARIABLE)
     if models:
-        for entry in models.split(","):
+        for entry in filter(str.strip, models.split(",")):
             name, _, source = entry.partition("=")
             if not (name.strip() and source.strip()):
                 message = "a model is NAME=FOLDER or NAME=HUB_ID"

@@ -92,7 +92,7 @@ class Suite:
 
     async def supervise(self, logs_dir: Path, restart: Restart | None) -> ServiceDied:
         """Start services that end by themselves again; return the first end that is final."""
-        watches: set[asyncio.Task[None]] = set()
+        watches: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
                 death = await self.wait_for_death()
@@ -100,16 +100,19 @@ class Suite:
                 if restart is None or not self._may_restart(spec.name):
                     return death
                 restart.on_death(death)
+                if (watch := watches.get(spec.name)) is not None:
+                    watch.cancel()  # it would tell of the next process, too
                 if spec.name not in self._up:
                     await asyncio.sleep(_RETRY_DELAY_S)
                 self._up.discard(spec.name)
                 place = self.processes.index(death.process)
                 self.processes[place] = await start_process(spec, logs_dir)
-                watches.add(asyncio.create_task(self._wait_until_ready(spec, restart.on_state)))
+                watching = self._wait_until_ready(spec, restart.on_state)
+                watches[spec.name] = asyncio.create_task(watching)
         finally:
-            for watch in watches:
+            for watch in watches.values():
                 watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            await asyncio.gather(*watches.values(), return_exceptions=True)
 
     async def stop(self) -> None:
         """Drain one service after the other; returns when all are gone."""

@@ -192,4 +192,6 @@ def _remove_folder(folder: Path) -> None:
         os.replace(folder, gone)
     except FileNotFoundError:
         return
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # another removal of the job may be at it, too
+    if gone.exists():
+        raise OSError(f"{gone} cannot be removed")

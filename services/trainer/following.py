@@ -75,7 +75,7 @@ class FollowedRun:
 
     async def _follow_until(self, ending: asyncio.Task[RunEnd]) -> bool:
         """Follow it until the task is done; whether it goes on without the service instead."""
-        stopped = False
+        stopped = is_store_down = False
         while not ending.done():
             if self._stopping.is_set() and self._outlives_service:
                 return True
@@ -84,9 +84,13 @@ class FollowedRun:
                     stopped = True
                     await self._run.stop()
                 await self._look()
+                is_store_down = False
             except StoreDownError as error:
                 # The run does not need the store; what it says is written when that can be done.
-                _LOGGER.warning("jobs cannot be stored now", extra={"why": error.why})
+                if not is_store_down:
+                    extra = {"job": self.job.id, "why": error.why}
+                    _LOGGER.warning("jobs cannot be stored now", extra=extra)
+                is_store_down = True
             await asyncio.wait([ending], timeout=_POLL_S)
         return False
 

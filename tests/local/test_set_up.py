@@ -139,7 +139,7 @@ def test_a_folder_that_another_suite_runs_in_is_one_clear_line(
         pass
 
 
-@pytest.mark.parametrize("models", ["=", "tiny", "tiny=", "=folder", "tiny=folder,"])
+@pytest.mark.parametrize("models", ["=", "tiny", "tiny=", "=folder", "tiny=folder,="])
 def test_models_without_name_or_place_are_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], models: str
 ) -> None:

@@ -122,6 +122,7 @@ async def test_a_restart_that_comes_to_nothing_is_tried_again(
     fault = tmp_path / "fault"
     told: list[str] = []
     again = asyncio.Event()
+    states: list[State] = []
 
     def on_death(death: ServiceDied) -> None:
         told.append(str(death))
@@ -133,13 +134,18 @@ async def test_a_restart_that_comes_to_nothing_is_tried_again(
         fault.touch()
         os.kill(suite.processes[0].pid, signal.SIGKILL)
         await again.wait()
+        await asyncio.sleep(1.5)  # another watch of the same service would have told by now
 
-    restart = Restart(
-        on_death=on_death, on_state=lambda _, state: again.set() if state is State.READY else None
-    )
+    def on_state(name: str, state: State) -> None:
+        states.append(state)
+        if state is State.READY:
+            again.set()
+
+    restart = Restart(on_death=on_death, on_state=on_state)
     weak = spec("weak", tmp_path, FAKE_EXIT_CODE="3", FAKE_WHILE=str(fault))
     await run_suite([weak], tmp_path, body, on_stop=nothing, restart=restart)
     assert told == ["weak was ended by SIGKILL, perhaps for want of memory", "weak exited with 3"]
+    assert states.count(State.READY) == 1
 
 
 async def test_a_service_that_was_never_ready_is_not_started_again(tmp_path: Path) -> None:

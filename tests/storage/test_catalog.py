@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,23 @@ def test_what_a_killed_process_left_goes_with_the_next_that_has_the_job(
         catalog.publish(ENTRY, result)
     kept = {".job_2.0123abcd", "job_2"} | (set() if removes else {"job_1"})
     assert {path.name for path in folder.iterdir()} == kept
+
+
+def test_two_removals_at_once_do_not_disturb_each_other(
+    result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = FolderCatalog(tmp_path / "catalog")
+    catalog.publish(ENTRY, result)
+    replace_file = os.replace
+
+    def replaced_beside_another(source: Path, target: Path) -> None:
+        replace_file(source, target)
+        monkeypatch.undo()
+        catalog.remove("acme", "job_1")  # sweeps what the first has only renamed
+
+    monkeypatch.setattr(os, "replace", replaced_beside_another)
+    catalog.remove("acme", "job_1")
+    assert [path for path in (tmp_path / "catalog").rglob("*") if path.is_file()] == []
 
 
 def test_accounts_do_not_see_each_other(result: Path, tmp_path: Path) -> None:

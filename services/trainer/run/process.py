@@ -6,6 +6,8 @@ import os
 import sys
 from contextlib import nullcontext
 
+from safetensors import SafetensorError
+
 from services.storage.disk import is_disk_full
 from services.trainer.run.base_model import BaseModelError
 from services.trainer.run.locking import only_process
@@ -52,10 +54,8 @@ def _execute(run: CheckedRun, stop: StopFlag, report: RunReport) -> int:
         ended = True
         print(f"the run cannot start:\n{error}", file=sys.stderr)
         return EXIT_REFUSED
-    except Exception as error:
+    except (*OUT_OF_MEMORY_ERRORS, BaseModelError, OSError, SafetensorError) as error:
         is_memory = isinstance(error, OUT_OF_MEMORY_ERRORS)
-        if not (is_memory or is_disk_full(error) or isinstance(error, BaseModelError | OSError)):
-            raise
         reason = "OUT_OF_MEMORY" if is_memory else "UNUSABLE_FILES"
         ended = True
         print(f"the run failed: {error}", file=sys.stderr)
