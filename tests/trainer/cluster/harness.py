@@ -59,7 +59,9 @@ class Cluster:
         """Have a quick run end."""
         if exit_code == 0:
             leave_result(self.output(job_id))
-        (self.output(job_id) / "end").write_text(str(exit_code))
+        written = self.output(job_id) / "end.partial"
+        written.write_text(str(exit_code))
+        written.rename(written.with_name("end"))  # whole, however often the run looks
 
 
 @asynccontextmanager
