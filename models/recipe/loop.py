@@ -41,7 +41,7 @@ def train(
     `watch` is called by the leading worker at every multiple of `watch_every`. SIGTERM saves
     and leaves with SystemExit(143) on every worker.
     """
-    state = State(modules, plan)
+    state = State(modules, plan, worker)
     if checkpoint.exists():
         state.load(checkpoint)
         logger.info("resumed %s at step %d", checkpoint.name, state.step)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from models.recipe.parallel import Worker
+
 _ITERATION_COUNT = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ADAMW_SIZE = 0.2
@@ -22,7 +24,10 @@ _ADAMW_SIZE = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, made orthogonal; decoupled weight decay. State: `momentum`."""
+    """Nesterov momentum, made orthogonal; decoupled weight decay. State: `momentum`.
+
+    Making matrices orthogonal is a quarter of a small batch's work, so workers share it out.
+    """
 
     def __init__(
         self,
@@ -31,12 +36,14 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        worker: Worker | None = None,
     ) -> None:
         """Raise ValueError for a parameter that is no matrix and no convolution."""
         parameters = list(parameters)
         if any(parameter.ndim < 2 for parameter in parameters):
             raise ValueError("Muon takes parameters of two dimensions or more")
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._worker = worker
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -49,11 +56,21 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in alike.items():
                 updates = [self._momentum(p, group["momentum"]).flatten(1) for p in parameters]
                 size = _ADAMW_SIZE * max(shape) ** 0.5
-                for parameter, update in zip(
-                    parameters, orthogonalize(torch.stack(updates)), strict=True
-                ):
+                for parameter, update in zip(parameters, self._orthogonal(updates), strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.view_as(parameter), alpha=-group["lr"] * size)
+
+    def _orthogonal(self, updates: list[Tensor]) -> Tensor:
+        """Each worker's share by itself, then all of them."""
+        stack_KMN = torch.stack(updates)
+        if self._worker is None:
+            return orthogonalize(stack_KMN)
+        result_KMN = torch.empty_like(stack_KMN, dtype=torch.bfloat16)
+        own = self._worker.own(result_KMN)
+        if len(own):
+            own.copy_(orthogonalize(self._worker.own(stack_KMN)))
+        self._worker.exchange(result_KMN)
+        return result_KMN
 
     def _momentum(self, parameter: nn.Parameter, decay: float) -> Tensor:
         """Nesterov's look ahead of the moving average of gradients."""
@@ -69,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices_KMN: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
 
-    Five quintic Newton-Schulz iterations in bfloat16; the answer is float32.
+    Five quintic Newton-Schulz iterations in bfloat16, as the answer is.
     """
     a, b, c = _COEFFICIENTS
     x = matrices_KMN.bfloat16()
@@ -81,4 +98,4 @@ def orthogonalize(matrices_KMN: Tensor) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     orthogonal: Tensor = x.mT if is_tall else x
-    return orthogonal.float()
+    return orthogonal

@@ -71,6 +71,19 @@ class Worker:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
+    def own(self, stack_K: Tensor) -> Tensor:
+        """This worker's items of a stack: every `world_size`-th."""
+        return stack_K[self.rank :: self.world_size]
+
+    def exchange(self, stack_K: Tensor) -> None:
+        """Replace every item of a stack by the one of the worker that owns it."""
+        for rank in range(self.world_size if self.world_size > 1 else 0):
+            items = stack_K[rank :: self.world_size]
+            if len(items):
+                sent = items.contiguous()
+                dist.broadcast(sent, src=rank)
+                items.copy_(sent)
+
     def broadcast_modules(self, modules: Iterable[nn.Module]) -> None:
         """Start every worker from the leading worker's weights."""
         if self.world_size == 1:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.recipe.muon import Muon
+from models.recipe.parallel import Worker
 from models.recipe.plan import Plan
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
@@ -27,7 +28,9 @@ _NOT_HIDDEN = ("embeddings", "conv_in", "conv_out")
 class State:
     """Weights, their moving average, optimizer moments, step and time of one run."""
 
-    def __init__(self, modules: dict[str, nn.Module], plan: Plan) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], plan: Plan, worker: Worker | None = None
+    ) -> None:
         """Start at step 0 with the modules' present weights."""
         self.modules = modules
         self.parameters: dict[str, nn.Parameter] = {
@@ -37,7 +40,7 @@ class State:
             if parameter.requires_grad
         }
         self.ema = {key: p.detach().clone() for key, p in self.parameters.items()}
-        self.optimizers = _build_optimizers(self.parameters, plan)
+        self.optimizers = _build_optimizers(self.parameters, plan, worker)
         self.step = 0
         self.elapsed_s = 0.0
         self.cpu_s = 0.0
@@ -113,7 +116,7 @@ class State:
 
 
 def _build_optimizers(
-    parameters: Mapping[str, nn.Parameter], plan: Plan
+    parameters: Mapping[str, nn.Parameter], plan: Plan, worker: Worker | None
 ) -> tuple[torch.optim.Optimizer, ...]:
     def is_hidden(key: str) -> bool:
         return parameters[key].ndim > 1 and not any(part in key for part in _NOT_HIDDEN)
@@ -124,7 +127,8 @@ def _build_optimizers(
     adamw = torch.optim.AdamW(others, lr=rate, betas=plan.betas, weight_decay=decay, fused=True)
     if not hidden:
         return (adamw,)
-    return adamw, Muon([parameters[key] for key in hidden], lr=rate, weight_decay=decay)
+    matrices = [parameters[key] for key in hidden]
+    return adamw, Muon(matrices, lr=rate, weight_decay=decay, worker=worker)
 
 
 def load_ema(path: Path, modules: dict[str, nn.Module]) -> int:

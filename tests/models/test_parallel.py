@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from models.recipe.parallel import launch
-from tests.models.two_workers import share_everything
+from tests.models.two_workers import after_a_step_of_muon, learn_by_muon, share_everything
 
 
 def test_two_workers_share_weights_gradients_and_numbers(tmp_path: Path) -> None:
@@ -19,3 +19,12 @@ def test_two_workers_share_weights_gradients_and_numbers(tmp_path: Path) -> None
     assert gradient.tolist() == [1.5, 1.5]
     assert total.tolist() == [3.0, 3.0]
     assert shared.tolist() == [5.0, 1.0]
+
+
+def test_two_workers_who_share_out_muon_learn_what_one_learns(tmp_path: Path) -> None:
+    launch(partial(learn_by_muon, tmp_path), torch.device("cpu"), 2)
+    alone = after_a_step_of_muon(None)
+    for rank in (0, 1):
+        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for one, other in zip(alone, together, strict=True):
+            assert torch.allclose(one, other, atol=1e-3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models.recipe.muon import Muon
 from models.recipe.parallel import Worker
 
 
@@ -23,3 +24,19 @@ def share_everything(folder: Path, worker: Worker) -> None:
     results = [layer.weight.detach()[0], layer.weight.grad[0], total]
     results.append(torch.tensor(worker.share([float(worker.rank + 5), float(worker.leads)])))
     torch.save(torch.stack(results), folder / f"{worker.rank}.pt")
+
+
+def learn_by_muon(folder: Path, worker: Worker) -> None:
+    """One step of Muon on three matrices and one of another shape; writes them to `folder`."""
+    torch.save(after_a_step_of_muon(worker), folder / f"{worker.rank}.pt")
+
+
+def after_a_step_of_muon(worker: Worker | None) -> list[Tensor]:
+    """The same weights and gradients on every worker, after a step."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 6), (4, 6), (4, 6), (3, 8))
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    Muon(parameters, lr=0.1, worker=worker).step()
+    return [parameter.detach() for parameter in parameters]
