@@ -27,6 +27,7 @@ from services.gateway.trainer_link import TRAINING_SERVICE, MetadataPairs, Train
 from services.gateway.training_credits import FINAL_STATES, Reservation, TrainingCredits
 from services.gateway.training_holds import SERVICE, Hold, new_hold
 from services.runtime.context import (
+    ATTEMPT_KEY,
     RESERVATION_KEY,
     current_request,
     outgoing_metadata,
@@ -157,7 +158,7 @@ class TrainingServicer:
         hold = self._hold(caller, job, first_step=first_step)
         request = current_request()
         async with self._credits.reserved(hold, request, tier) as reservation:
-            answer = await self._reserving("ResumeTrainingJob", payload, reservation)
+            answer = await self._reserving("ResumeTrainingJob", payload, reservation, _settled(job))
             resumed = pb.ResumeTrainingJobResponse.FromString(answer).job
             reservation.taken = resumed.reservation == hold.id
         return answer
@@ -171,7 +172,7 @@ class TrainingServicer:
         if job.state not in FINAL_STATES:
             raise StateError(f"The job is {_state(job)}; cancel it first.", reason="JOB_NOT_ENDED")
         await self._credits.settle(job)
-        return await self._call("DeleteTrainingJob", payload)
+        return await self._call("DeleteTrainingJob", payload, _settled(job))
 
     def _caller(self) -> tuple[Caller, Tier]:
         caller = current_caller()
@@ -208,16 +209,18 @@ class TrainingServicer:
             first_step=first_step,
         )
 
-    async def _reserving(self, name: str, payload: bytes, reservation: Reservation) -> bytes:
-        metadata = (*_metadata(), (RESERVATION_KEY, reservation.hold.id))
-        return await self._link.call(name, payload, metadata=metadata, timeout_s=_remaining_s())
+    async def _reserving(
+        self, name: str, payload: bytes, reservation: Reservation, *told: tuple[str, str]
+    ) -> bytes:
+        return await self._call(name, payload, (RESERVATION_KEY, reservation.hold.id), *told)
 
     async def _job(self, job_id: str) -> pb.TrainingJob:
         payload = pb.GetTrainingJobRequest(id=job_id).SerializeToString()
         return pb.GetTrainingJobResponse.FromString(await self._call("GetTrainingJob", payload)).job
 
-    async def _call(self, name: str, payload: bytes) -> bytes:
-        return await self._link.call(name, payload, metadata=_metadata(), timeout_s=_remaining_s())
+    async def _call(self, name: str, payload: bytes, *told: tuple[str, str]) -> bytes:
+        metadata = (*_metadata(), *told)
+        return await self._link.call(name, payload, metadata=metadata, timeout_s=_remaining_s())
 
     def _free_question(self, caller: Caller, tier: Tier) -> AdmissionRequest:
         request = current_request()
@@ -244,6 +247,11 @@ async def _discard_rest(payloads: AsyncIterator[bytes]) -> None:
 
 def _state(job: pb.TrainingJob) -> str:
     return pb.TrainingJob.State.Name(job.state).removeprefix("STATE_").lower()
+
+
+def _settled(job: pb.TrainingJob) -> tuple[str, str]:
+    """Has the trainer refuse where an attempt came between: it would be paid twice or never."""
+    return ATTEMPT_KEY, str(job.attempt)
 
 
 def _metadata() -> MetadataPairs:

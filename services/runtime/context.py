@@ -22,6 +22,8 @@ PRIORITY_KEY = "x-limner-priority"
 QUEUE_SHARE_KEY = "x-limner-queue-share"
 RESERVATION_KEY = "x-limner-reservation"
 """What pays for a training job; the gateway tells it to the trainer beside the identity."""
+ATTEMPT_KEY = "x-limner-attempt"
+"""The attempt of a training job that the gateway has settled: no other is to go on or to go."""
 
 _MAX_REQUEST_ID_LENGTH = 128
 _MADE_ID_BYTES = 16

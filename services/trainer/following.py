@@ -115,7 +115,7 @@ class FollowedRun:
             waiting_message=waiting.message if waiting else "",
         )
         if progress != self._noted:
-            await self._store.progress(self.job.id, progress)
+            await self._store.progress(self.job.id, self.job.attempt, progress)
             self._noted = progress
             self._changes.notify(self.job.id)
 

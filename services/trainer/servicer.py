@@ -16,7 +16,12 @@ import grpc
 import yaml
 
 from limner.v1 import training_pb2, training_pb2_grpc
-from services.runtime.context import RESERVATION_KEY, current_request, first_value
+from services.runtime.context import (
+    ATTEMPT_KEY,
+    RESERVATION_KEY,
+    current_request,
+    first_value,
+)
 from services.runtime.errors import FieldViolation, InvalidRequestError
 from services.runtime.server import Service
 from services.trainer.datasets import Piece
@@ -61,6 +66,7 @@ _METHOD_NUMBERS = {
 }
 _DEFAULT_TOKEN = "sks"
 _RESERVATION = re.compile(r"[0-9a-f]{20}", re.ASCII)
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _SERVERS_OWN = ("base_model", "output", "class_image_cache", "tracking", "device")
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -137,7 +143,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.ResumeTrainingJobResponse:
         """See `training.proto`."""
         job = await self._trainings.resume(
-            _account(), request.id, reservation=_reservation(context)
+            _account(), request.id, attempt=_attempt(context), reservation=_reservation(context)
         )
         return training_pb2.ResumeTrainingJobResponse(job=_job(job))
 
@@ -145,7 +151,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.DeleteTrainingJobRequest, context: _Context
     ) -> training_pb2.DeleteTrainingJobResponse:
         """See `training.proto`."""
-        await self._trainings.delete(_account(), request.id)
+        await self._trainings.delete(_account(), request.id, attempt=_attempt(context))
         return training_pb2.DeleteTrainingJobResponse()
 
 
@@ -181,12 +187,20 @@ def _account() -> str:
 
 def _reservation(context: _Context) -> str:
     """What the gateway says pays for the job; empty without a gateway."""
-    sent = first_value(tuple(context.invocation_metadata() or ()), RESERVATION_KEY) or ""
-    if sent and _RESERVATION.fullmatch(sent) is None:
-        text = "must be 20 hexadecimal digits"
-        violation = FieldViolation(
-            field=f"metadata.{RESERVATION_KEY}", reason="MALFORMED", description=text
-        )
+    return _told(context, RESERVATION_KEY, _RESERVATION, "must be 20 hexadecimal digits")
+
+
+def _attempt(context: _Context) -> int | None:
+    """The attempt that the gateway has settled; None without a gateway."""
+    sent = _told(context, ATTEMPT_KEY, _ATTEMPT, "must be a number from 1")
+    return int(sent) if sent else None
+
+
+def _told(context: _Context, key: str, form: re.Pattern[str], allowed: str) -> str:
+    """A value that only the gateway sends; empty without one."""
+    sent = first_value(tuple(context.invocation_metadata() or ()), key) or ""
+    if sent and form.fullmatch(sent) is None:
+        violation = FieldViolation(field=f"metadata.{key}", reason="MALFORMED", description=allowed)
         raise InvalidRequestError([violation])
     return sent
 

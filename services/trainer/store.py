@@ -159,22 +159,22 @@ class JobStore:
             "failure_message": None if failure is None else failure.message,
             "cancel_requested": False,
         }
-        named = (jobs.c.id == job_id) & (jobs.c.attempt == attempt)
-        legal = named & jobs.c.state.in_(sources_of(state))
+        legal = _at(job_id, attempt) & jobs.c.state.in_(sources_of(state))
         async with self._writing() as connection:
             return await _change(connection, legal, changes) is not None
 
-    async def resume(self, job_id: str, reservation: str) -> bool:
-        """Queue a job that failed or was cancelled, as a new attempt; whether it was one."""
+    async def resume(self, job_id: str, attempt: int, reservation: str) -> bool:
+        """Queue a job of which this attempt failed or was cancelled, as a new one; whether it was
+        so."""
         changes = {
             "state": "queued",
             "failure_reason": None,
             "failure_message": None,
             "cancel_requested": False,
-            "attempt": jobs.c.attempt + 1,
+            "attempt": attempt + 1,
             "reservation": reservation,
         }
-        ended = (jobs.c.id == job_id) & jobs.c.state.in_(("failed", "cancelled"))
+        ended = _at(job_id, attempt) & jobs.c.state.in_(("failed", "cancelled"))
         async with self._writing() as connection:
             return await _change(connection, ended, changes) is not None
 
@@ -193,11 +193,13 @@ class JobStore:
             chosen = select(jobs.c.cancel_requested).where(jobs.c.id == job_id)
             return bool((await connection.execute(chosen)).scalar_one())
 
-    async def progress(self, job_id: str, progress: JobProgress) -> None:
-        """Note what the run says."""
+    async def progress(self, job_id: str, attempt: int, progress: JobProgress) -> None:
+        """Note what the run of an attempt says; nothing once the attempt has ended, for its steps
+        are paid by then."""
         changes = {"progress": asdict(progress), "updated": datetime.now(UTC)}
+        running = _at(job_id, attempt) & (jobs.c.state == "running")
         async with self._writing() as connection:
-            await connection.execute(update(jobs).where(jobs.c.id == job_id).values(changes))
+            await connection.execute(update(jobs).where(running).values(changes))
 
     async def running_jobs(self) -> list[TrainingJob]:
         """All that have a run, the oldest first."""
@@ -205,9 +207,9 @@ class JobStore:
         async with self._reading() as connection:
             return [_job(row) for row in await connection.execute(chosen)]
 
-    async def remove(self, job_id: str) -> bool:
-        """Forget a job that has ended; whether it was there and had."""
-        ended = (jobs.c.id == job_id) & jobs.c.state.in_(FINAL_STATES)
+    async def remove(self, job_id: str, attempt: int) -> bool:
+        """Forget a job of which this attempt has ended; whether it was there and had."""
+        ended = _at(job_id, attempt) & jobs.c.state.in_(FINAL_STATES)
         async with self._writing() as connection:
             return (await connection.execute(delete(jobs).where(ended))).rowcount > 0
 
@@ -248,6 +250,10 @@ def new_job_id() -> str:
 def job_id_of(reservation: str) -> str:
     """The id of the job that is created under a reservation."""
     return f"job_{reservation}"
+
+
+def _at(job_id: str, attempt: int) -> ColumnElement[bool]:
+    return (jobs.c.id == job_id) & (jobs.c.attempt == attempt)
 
 
 async def _change(

@@ -180,29 +180,40 @@ class Trainings:
         self._changes.notify(job_id)
         return await self._store.get(account, job_id)
 
-    async def resume(self, account: str, job_id: str, *, reservation: str = "") -> TrainingJob:
-        """Queue a job that failed or was cancelled; `reservation` is what pays for the rest."""
+    async def resume(
+        self, account: str, job_id: str, *, attempt: int | None = None, reservation: str = ""
+    ) -> TrainingJob:
+        """Queue a job that failed or was cancelled; `reservation` is what pays for the rest.
+
+        With an `attempt`, only if that is the job's last one.
+        """
         job = await self._store.get(account, job_id)
+        seen = attempt or job.attempt
         await self._require_room()
-        if not await self._store.resume(job_id, reservation):
-            message = f"The job is {job.state}; only one that failed or was cancelled can go on."
+        if not await self._store.resume(job_id, seen, reservation):
+            job = await self._store.get(account, job_id)
+            message = f"{_standing(job, seen)}; only one that failed or was cancelled can go on."
             raise JobStateError(message, reason="JOB_NOT_RESUMABLE")
         self._supervisor.wake()
         self._changes.notify(job_id)
         return await self._store.get(account, job_id)
 
-    async def delete(self, account: str, job_id: str) -> None:
-        """Remove a job that has ended, its files, and the model that came out of it."""
+    async def delete(self, account: str, job_id: str, *, attempt: int | None = None) -> None:
+        """Remove a job that has ended, its files, and the model that came out of it.
+
+        With an `attempt`, only if that is the job's last one.
+        """
         job = await self._store.get(account, job_id)
-        if job.state not in FINAL_STATES:
-            message = f"The job is {job.state}; cancel it first."
+        seen = attempt or job.attempt
+        if job.state not in FINAL_STATES or job.attempt != seen:
+            message = f"{_standing(job, seen)}; cancel it first."
             raise JobStateError(message, reason="JOB_NOT_ENDED")
         # The model goes first: a job that is still listed can be deleted again.
         await asyncio.to_thread(self._catalog.remove, account, job_id)
-        await self._supervisor.forget(job_id)
-        if not await self._store.remove(job_id):
+        if not await self._store.remove(job_id, seen):
             message = "The job was resumed meanwhile; cancel it first."
             raise JobStateError(message, reason="JOB_NOT_ENDED")
+        await self._supervisor.forget(job_id)
         await asyncio.to_thread(_remove_files, self._folder / job_id)
         self._changes.notify(job_id)
 
@@ -244,6 +255,11 @@ class Trainings:
             webhooks=self._webhooks,
             allow_unserved=self._allow_unserved,
         )
+
+
+def _standing(job: TrainingJob, attempt: int) -> str:
+    """Where a job stands, for whoever took it to be at `attempt`."""
+    return f"The job {'' if job.attempt == attempt else 'was resumed meanwhile and '}is {job.state}"
 
 
 async def _discard_rest(pieces: AsyncIterator[Piece]) -> None:

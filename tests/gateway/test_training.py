@@ -373,6 +373,41 @@ async def test_a_job_that_ends_while_it_is_looked_at_neither_goes_on_nor_is_gone
         assert behind.runs.runs.empty()
 
 
+@pytest.mark.parametrize("call", ["Resume", "Delete"])
+async def test_an_attempt_that_came_between_two_calls_is_neither_paid_again_nor_forgotten(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with door(tmp_path, base) as behind:
+        job = await behind.create(await behind.upload(photos))
+        first = await behind.runs.runs.get()
+        first.say(step=1)
+        first.finish(1)
+        await behind.end(job.id)
+        look = TrainingServicer._job
+
+        async def look_while_another_resumes(servicer: TrainingServicer, job_id: str) -> State:
+            seen = await look(servicer, job_id)
+            patched.undo()
+            resuming = pb.ResumeTrainingJobRequest(id=job_id)
+            await behind.stub.ResumeTrainingJob(resuming, metadata=behind.key)
+            second = await behind.runs.runs.get()
+            second.say(step=3)
+            second.finish(1)
+            await behind.end(job_id)
+            return seen
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainingServicer, "_job", look_while_another_resumes)
+            asked = getattr(pb, f"{call}TrainingJobRequest")(id=job.id)
+            calling = getattr(behind.stub, f"{call}TrainingJob")(asked, metadata=behind.key)
+            refused = await _refusal(calling)
+        assert reason(refused) in ("JOB_NOT_RESUMABLE", "JOB_NOT_ENDED")
+        assert "resumed meanwhile" in str(refused.details())
+        assert (await behind.end(job.id)).attempt == 2
+        assert await _charged(behind) == 3 * STEP_MILLICREDITS
+        assert behind.runs.runs.empty()
+
+
 async def _until_charged(behind: Door, millicredits: int) -> None:
     async def is_charged() -> bool:
         return await _charged(behind) == millicredits

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from services.storage.database import open_engine
 from services.trainer.errors import JobNotFoundError
-from services.trainer.job import TRANSITIONS, JobRequest, JobState
+from services.trainer.job import TRANSITIONS, JobProgress, JobRequest, JobState
 from services.trainer.store import JobStore, new_job_id
 from services.trainer.tables import metadata
 
@@ -63,14 +63,22 @@ async def test_the_end_of_an_attempt_is_not_that_of_the_next(tmp_path: Path) -> 
     await store.migrate()
     job = await store.create("alice", "key", _REQUEST, {"output": "o"}, new_job_id())
     await store.cancel(job.id)
-    assert await store.resume(job.id, "")
+    assert await store.resume(job.id, job.attempt, "")
+    assert not await store.resume(job.id, job.attempt, "")
     assert not await store.move(job.id, job.attempt, "cancelled")
     assert (await store.get("alice", job.id)).state == "queued"
     assert await store.claim(excluded=[job.id]) is None
     claimed = await store.claim()
     assert claimed is not None
     assert not await store.move(job.id, job.attempt, "failed")
+    await store.progress(job.id, claimed.attempt, JobProgress(step=3))
+    await store.progress(job.id, job.attempt, JobProgress(step=9))
     assert await store.move(job.id, claimed.attempt, "failed")
+    await store.progress(job.id, claimed.attempt, JobProgress(step=9))
+    assert (await store.get("alice", job.id)).progress.step == 3
+    assert not await store.resume(job.id, job.attempt, "")
+    assert not await store.remove(job.id, job.attempt)
+    assert await store.remove(job.id, claimed.attempt)
     await engine.dispose()
 
 
