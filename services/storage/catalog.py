@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.storage.durable import move_folder
+
 SEPARATOR = "@"
 """Between the base and the rest of a trained model's name; no other model has it in its name."""
 _ENTRY = "entry.json"
@@ -85,7 +87,8 @@ class FolderCatalog:
         self._root = root
 
     def publish(self, entry: CatalogEntry, result: Path) -> CatalogEntry:
-        """See `Catalog`; files are linked where that can be, else copied. Raises OSError."""
+        """See `Catalog`; files are linked where that can be, else copied, and on the disk when this
+        returns. Raises OSError."""
         final = self._folder(entry.account, entry.job_id)
         known = _read_entry(final)
         if known is not None:
@@ -98,7 +101,7 @@ class FolderCatalog:
             text = json.dumps(asdict(complete), indent=1)
             (partial / _ENTRY).write_text(text, encoding="utf-8")
             _remove_folder(final)  # what a crash left without an entry
-            os.replace(partial, final)
+            move_folder(partial, final)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise

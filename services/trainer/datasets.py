@@ -7,7 +7,6 @@ else: files are numbered.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.runtime.errors import FieldViolation, InvalidRequestError, clip
+from services.storage.durable import move_folder
 from services.trainer.run.dataset import MAX_FILE_BYTES, dataset_digest, find_pictures
 
 MAX_DATASET_BYTES = 512 * 2**20
@@ -121,7 +121,7 @@ class Upload:
         kept = self._folder / dataset_id
         if not kept.is_dir():
             try:
-                os.rename(self._partial, kept)
+                move_folder(self._partial, kept)
             except OSError:
                 if not kept.is_dir():  # another upload of the same pictures was faster
                     raise

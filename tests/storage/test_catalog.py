@@ -56,6 +56,33 @@ def test_an_entry_has_everything_that_was_published(result: Path, tmp_path: Path
     assert (folder / "unet" / "weights.safetensors").read_text() == "weights"
 
 
+def test_an_entry_is_on_the_disk_before_it_is_there(
+    result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    sync, move = os.fsync, os.rename
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def check_and_move(source: Path, target: Path) -> None:
+        unsynced = [
+            path for path in (source, *source.rglob("*")) if path.stat().st_ino not in synced
+        ]
+        assert not unsynced
+        synced.clear()
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", check_and_move)
+    root = tmp_path / "catalog"
+    published = FolderCatalog(root).publish(ENTRY, result)
+    assert len(published.files) == 3
+    account = next(root.iterdir())
+    assert synced == {account.stat().st_ino, root.stat().st_ino}
+
+
 def test_the_revision_is_that_of_the_model_alone(result: Path, tmp_path: Path) -> None:
     catalog = FolderCatalog(tmp_path / "catalog")
     first = catalog.publish(ENTRY, result)

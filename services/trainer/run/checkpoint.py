@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from services.storage.durable import sync
 from services.trainer.run.violations import RefusedError, violation
 
 _KEY = "limner"
@@ -78,11 +79,11 @@ def save_checkpoint(
     partial = path.with_suffix(".partial")
     try:
         save_file(_apart(tensors), partial, header)
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)  # a full disk is not to be kept full
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def read_position(path: Path, identity: Identity) -> Position | None:
@@ -163,11 +164,3 @@ def _count(value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | int:
         return int(value)
     fused = bool(optimizer.defaults.get("fused"))
     return value.to(optimizer.param_groups[0]["params"][0].device) if fused else value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,6 +29,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 
+from services.storage.durable import move_folder
 from services.trainer.run.base_model import BaseModel
 from services.trainer.run.checkpoint import Identity, Position
 from services.trainer.run.components import Components
@@ -57,7 +58,8 @@ def export_result(
     result = output / RESULT_FOLDER
     try:
         _write_result(run, components, partial, _facts(run, identity, position), samples)
-        os.replace(partial, result)
+        # The service may be on another machine, and calls the job done once this process says so.
+        move_folder(partial, result)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk is not to be kept full
     return result

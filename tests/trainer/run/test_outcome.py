@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,23 @@ def test_a_full_run_changes_unet_and_text_encoder_and_not_the_autoencoder(
         assert (model / config).read_bytes() == (emoji_like_model / config).read_bytes()
         assert changes is any(not torch.equal(before[name], after[name]) for name in before)
     assert "sks" in json.loads((model / "limner.json").read_text())["words"]
+
+
+def test_the_result_is_on_the_disk_when_the_run_has_ended(
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run_to_end(tree(plain_model, photos, tmp_path / "run"))
+    result = tmp_path / "run" / "result"
+    written = [result.parent, result, *result.rglob("*")]
+    assert [path for path in written if path.stat().st_ino not in synced] == []
 
 
 def test_the_result_says_how_to_repeat_it(
