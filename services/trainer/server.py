@@ -91,7 +91,7 @@ class TrainerServer:
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
-        """Gets what ended the supervisor, so that no job would run any more."""
+        """Gets what ended the supervisor or the deliverer of webhooks, which nobody would miss."""
         assert self._failed is not None, "the server has not been started"
         return self._failed
 
@@ -105,8 +105,9 @@ class TrainerServer:
         if self._reports is not None:
             await self._reports.start()
         self._supervising = asyncio.create_task(self._supervisor.run())
-        self._supervising.add_done_callback(self._supervisor_ended)
         self._delivering = asyncio.create_task(self._deliverer.run())
+        for task in (self._supervising, self._delivering):
+            task.add_done_callback(self._one_ended)
         self._draining_watch = asyncio.create_task(self._end_watches())
         self.grpc.set_serving(True)
 
@@ -143,7 +144,7 @@ class TrainerServer:
         self._supervisor.stop()
         self._changes.notify_all()
 
-    def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
+    def _one_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.failed.done():
             self.grpc.set_serving(False)

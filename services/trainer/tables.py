@@ -59,7 +59,11 @@ webhook_deliveries = Table(
     Column("body", Text, nullable=False),
     Column("attempt_count", Integer, nullable=False),
     Column("next_at", UtcDateTime, nullable=False),
+    Column("account", String(100), nullable=False, server_default=""),
+    Column("number", Integer, nullable=False, server_default="0"),
     PrimaryKeyConstraint("id", name="pk_webhook_deliveries"),
     Index("ix_webhook_deliveries_next_at", "next_at"),
+    Index("ix_webhook_deliveries_job_number", "job_id", "number"),
 )
-"""What was not delivered yet; a row is written in the transaction that changes the job's state."""
+"""What was not delivered yet; a row is written in the transaction that changes the job's state, and
+of a job's rows the one with the lowest `number` comes first."""

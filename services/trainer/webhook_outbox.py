@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.storage.database import begin_write
@@ -19,6 +20,7 @@ from services.trainer.job import TrainingJob
 from services.trainer.tables import webhook_deliveries
 
 EVENT_TYPE = "training_job.state_changed"
+_columns = webhook_deliveries.c
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,7 @@ class Delivery:
 
     id: str
     job_id: str
+    account: str
     url: str
     secret: str
     body: str
@@ -42,6 +45,11 @@ async def announce(connection: AsyncConnection, job: TrainingJob) -> None:
     values = {
         "id": delivery_id,
         "job_id": job.id,
+        "account": job.account,
+        # Whoever changes a job holds its row: nobody else counts at the same time.
+        "number": select(func.coalesce(func.max(_columns.number), 0) + 1)
+        .where(_columns.job_id == job.id)
+        .scalar_subquery(),
         "url": job.request.webhook_url,
         "secret": job.request.webhook_secret,
         "body": json.dumps(_body(delivery_id, job), separators=(",", ":")),
@@ -57,22 +65,29 @@ class WebhookOutbox:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def due(self, count: int) -> list[Delivery]:
-        """Up to `count` deliveries whose time has come, the oldest first."""
-        columns = webhook_deliveries.c
+    async def next_due(
+        self, *, but_of_jobs: Collection[str] = (), but_of_accounts: Collection[str] = ()
+    ) -> Delivery | None:
+        """The delivery that has been due for longest, if there is one; never one of a job of which
+        an earlier one waits still."""
+        earlier = webhook_deliveries.alias()
+        of_the_job = (earlier.c.job_id == _columns.job_id) & (earlier.c.number < _columns.number)
         chosen = (
             select(webhook_deliveries)
-            .where(columns.next_at <= datetime.now(UTC))
-            .order_by(columns.next_at)
-            .limit(count)
+            .where(_columns.next_at <= datetime.now(UTC))
+            .where(_columns.job_id.not_in(but_of_jobs), _columns.account.not_in(but_of_accounts))
+            .where(~select(earlier.c.id).where(of_the_job).exists())
+            .order_by(_columns.next_at)
+            .limit(1)
         )
         async with self._engine.connect() as connection:
-            return [_delivery(row) for row in (await connection.execute(chosen)).all()]
+            row = (await connection.execute(chosen)).one_or_none()
+        return None if row is None else _delivery(row)
 
     async def drop(self, delivery: Delivery) -> None:
         """Forget a delivery: it has arrived, or never will."""
         async with begin_write(self._engine) as connection:
-            named = webhook_deliveries.c.id == delivery.id
+            named = _columns.id == delivery.id
             await connection.execute(delete(webhook_deliveries).where(named))
 
     async def postpone(self, delivery: Delivery, delay_s: float) -> None:
@@ -82,7 +97,7 @@ class WebhookOutbox:
             "next_at": datetime.now(UTC) + timedelta(seconds=delay_s),
         }
         async with begin_write(self._engine) as connection:
-            named = webhook_deliveries.c.id == delivery.id
+            named = _columns.id == delivery.id
             await connection.execute(update(webhook_deliveries).where(named).values(values))
 
 
@@ -111,6 +126,7 @@ def _delivery(row: Any) -> Delivery:
     return Delivery(
         id=row.id,
         job_id=row.job_id,
+        account=row.account,
         url=row.url,
         secret=row.secret,
         body=row.body,

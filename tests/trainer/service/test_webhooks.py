@@ -9,7 +9,9 @@ import ipaddress
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,18 @@ from prometheus_client import CollectorRegistry
 from limner.v1 import training_pb2, training_pb2_grpc
 from services.storage.database import open_engine
 from services.trainer import webhook_client
+from services.trainer.job import JobRequest
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.server import open_trainer_server
+from services.trainer.store import JobStore, new_job_id
 from services.trainer.webhook_client import DeliveryError, WebhookClient, signature
 from services.trainer.webhook_outbox import Delivery, WebhookOutbox
-from services.trainer.webhooks import MAX_ATTEMPTS, WebhookDeliverer
+from services.trainer.webhooks import (
+    AT_A_TIME,
+    AT_A_TIME_OF_AN_ACCOUNT,
+    MAX_ATTEMPTS,
+    WebhookDeliverer,
+)
 from tests.trainer.service.harness import (
     ALICE,
     ToldBackend,
@@ -212,11 +221,10 @@ async def test_deliveries_go_on_after_an_error_without_words() -> None:
         def __init__(self) -> None:
             self.errors: list[Exception] = [TimeoutError()]
 
-        async def due(self, count: int) -> list[Delivery]:
+        async def next_due(self, **_: object) -> None:
             if self.errors:
                 raise self.errors.pop()
             asked_again.set()
-            return []
 
     asked_again = asyncio.Event()
     deliverer = WebhookDeliverer(
@@ -236,11 +244,19 @@ async def test_it_is_given_up_after_the_last_attempt() -> None:
         def __init__(self) -> None:
             self.delays: list[float] = []
             self.waiting = [
-                Delivery(id="1", job_id="j", url="", secret=SECRET, body="{}", attempt_count=0)
+                Delivery(
+                    id="1",
+                    job_id="j",
+                    account="alice",
+                    url="",
+                    secret=SECRET,
+                    body="{}",
+                    attempt_count=0,
+                )
             ]
 
-        async def due(self, count: int) -> list[Delivery]:
-            return list(self.waiting)
+        async def next_due(self, *, but_of_jobs: list[str], **_: object) -> Delivery | None:
+            return self.waiting[0] if self.waiting and not but_of_jobs else None
 
         async def drop(self, delivery: Delivery) -> None:
             self.waiting.clear()
@@ -248,8 +264,7 @@ async def test_it_is_given_up_after_the_last_attempt() -> None:
 
         async def postpone(self, delivery: Delivery, delay_s: float) -> None:
             self.delays.append(delay_s)
-            values = {name: getattr(delivery, name) for name in ("id", "job_id", "url", "secret")}
-            self.waiting = [Delivery(body="{}", attempt_count=delivery.attempt_count + 1, **values)]
+            self.waiting = [replace(delivery, attempt_count=delivery.attempt_count + 1)]
 
     done, outbox = asyncio.Event(), Outbox()
     deliverer = WebhookDeliverer(
@@ -263,6 +278,74 @@ async def test_it_is_given_up_after_the_last_attempt() -> None:
     assert len(outbox.delays) == MAX_ATTEMPTS - 1
     assert outbox.delays[0] < 3
     assert max(outbox.delays) <= 3 * 3600 * 1.25
+
+
+@asynccontextmanager
+async def _delivering(
+    folder: Path, *, first_delay_s: float = 60.0
+) -> AsyncIterator[tuple[JobStore, WebhookOutbox]]:
+    """Jobs whose changes are delivered for the length of a block, and what was not yet."""
+    engine = open_engine(f"sqlite+aiosqlite:///{folder}/jobs.sqlite")
+    store, outbox = JobStore(engine), WebhookOutbox(engine)
+    await store.migrate()
+    client = WebhookClient([ipaddress.ip_network(LOOPBACK[0])])
+    metrics = TrainerMetrics(CollectorRegistry())
+    deliverer = WebhookDeliverer(outbox, client, metrics, first_delay_s=first_delay_s)
+    running = asyncio.create_task(deliverer.run())
+    try:
+        yield store, outbox
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await engine.dispose()
+
+
+async def _start_job(store: JobStore, account: str, url: str) -> str:
+    request = JobRequest(
+        base_model="tiny",
+        dataset_id="d",
+        instance_prompt="a sks dog",
+        class_prompt="",
+        token="sks",
+        method="lora",
+        configuration_yaml="",
+        webhook_url=url,
+        webhook_secret=SECRET,
+    )
+    job_id = new_job_id()
+    await store.create(account, job_id, request, {"output": "o"}, job_id)
+    assert await store.move(job_id, 1, "running")
+    return job_id
+
+
+async def test_receivers_that_do_not_answer_delay_nobody_else(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=2 * AT_A_TIME)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        async with _delivering(tmp_path) as (store, outbox):
+            dead = [await _start_job(store, "mallory", url) for _ in range(2 * AT_A_TIME)]
+            job_id = await _start_job(store, "alice", receiver.url)
+            _, body = await receiver.next()
+            assert json.loads(body)["job"]["id"] == job_id
+            waits = await outbox.next_due(but_of_jobs=dead[:AT_A_TIME_OF_AN_ACCOUNT])
+            assert waits is not None
+            assert waits.account == "mallory"
+            first = await outbox.next_due(but_of_accounts=["alice"])
+            assert first is not None
+            assert (first.job_id, first.attempt_count) == (dead[0], 0)  # it is under way still
+
+
+async def test_changes_of_a_job_arrive_in_their_order_whatever_fails(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    receiver.answers = [500, 500, 500]
+    async with _delivering(tmp_path, first_delay_s=0.1) as (store, _):
+        job_id = await _start_job(store, "alice", receiver.url)
+        assert await store.move(job_id, 1, "failed")
+        assert await store.resume(job_id, 1, "")
+        bodies = [(await receiver.next())[1] for _ in range(6)]
+    assert _states(bodies) == [*["running"] * 4, "failed", "queued"]
 
 
 async def test_without_a_webhook_nothing_is_kept(
@@ -280,6 +363,6 @@ async def test_without_a_webhook_nothing_is_kept(
         ).job
         await backend.runs.get()
         engine = open_engine(configured.jobs_url())
-        assert not await WebhookOutbox(engine).due(10)
+        assert await WebhookOutbox(engine).next_due() is None
         await engine.dispose()
         assert job.state == training_pb2.TrainingJob.STATE_QUEUED
