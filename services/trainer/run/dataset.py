@@ -71,8 +71,17 @@ def find_pictures(
 
 def dataset_digest(pictures: Sequence[Picture]) -> str:
     """Digest of names' order, bytes and captions, 64 hexadecimal digits."""
-    lines = (f"{picture.digest} {picture.caption or ''}\n" for picture in pictures)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(map(_line, pictures)).encode()).hexdigest()
+
+
+def _line(picture: Picture) -> str:
+    """A picture as text, of which no other pictures are a part: what goes on after a line of a
+    caption begins with a space, a picture with a digit of its digest.
+
+    A caption of one line is as it is: checkpoints rest on the digests of all releases.
+    """
+    caption = (picture.caption or "").replace("\n", "\n ")
+    return f"{picture.digest} {caption}\n"
 
 
 def load_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
