@@ -37,6 +37,8 @@ _POD_REASONS: Mapping[str, FailureReason] = MappingProxyType(
         "NodeShutdown": "NODE_LOST",
         "Terminated": "NODE_LOST",
         "UnexpectedAdmissionError": "UNSCHEDULABLE",
+        "NodeAffinity": "UNSCHEDULABLE",
+        "TopologyAffinityError": "UNSCHEDULABLE",
     }
 )
 _IMAGE_REASONS = frozenset(
@@ -61,6 +63,7 @@ _MESSAGES: Mapping[FailureReason, str] = MappingProxyType(
         "NODE_LOST": "the machine of the run was lost",
         "UNSCHEDULABLE": "no machine of the cluster can take the run",
         "KILLED": "the run was killed; it can be resumed",
+        "CLUSTER_REFUSED": "the cluster could not start the run",
         "TIMED_OUT": "the run took longer than the operator allows",
     }
 )
@@ -87,8 +90,10 @@ def end_of(job: Manifest, pods: Iterable[Manifest]) -> RunEnd | None:
     if failed.get("reason") == "DeadlineExceeded":
         return _failed("TIMED_OUT")
     newest_first = sorted(_failed_pods(pods), key=_ended_at, reverse=True)
-    # Disrupted pods are replaced and fail no Job.
+    # Pods that were disrupted or stopped are replaced and fail no Job: those that it takes along
+    # when it fails come last of all.
     ends = [_end_of_pod(pod) for pod in newest_first if not _is_disrupted(pod)]
+    ends = [end for end in ends if end.exit_code != EXIT_STOPPED]
     # What one of several pods had against going on; the others only noticed its absence.
     decisive = [end for end in ends if end.exit_code in (EXIT_REFUSED, EXIT_KILLED)]
     return next(iter((*decisive, *ends)), RunEnd(exit_code=EXIT_FAILED))
@@ -135,7 +140,8 @@ def _stuck(pod: Manifest) -> PodWait | None:
         told = scheduled.get("message", "")
         message = f"{_MESSAGES['UNSCHEDULABLE']}: {told}" if told else _MESSAGES["UNSCHEDULABLE"]
         return PodWait(wait=_wait("UNSCHEDULABLE", message), since=since)
-    for status in _container_statuses(pod):
+    # Not of the run's own container alone: it waits for those that the cluster adds.
+    for status in _all_statuses(pod):
         reason = status.get("state", {}).get("waiting", {}).get("reason", "")
         if reason in _IMAGE_REASONS:
             message = f"the cluster cannot get the software of the run ({reason})"
@@ -151,18 +157,28 @@ def _end_of_pod(pod: Manifest) -> RunEnd:
     if _is_disrupted(pod):
         why = _conditions(pod)["DisruptionTarget"].get("reason", "")
         return _failed(_CONDITIONS.get(why, "EVICTED"))
-    for status in _container_statuses(pod):
-        terminated = status.get("state", {}).get("terminated")
-        if terminated is None:
-            continue
-        exit_code = int(terminated["exitCode"])
-        if terminated.get("reason") == "OOMKilled":
-            return _failed("OUT_OF_MEMORY", exit_code)
-        if exit_code > 128 and exit_code != EXIT_STOPPED:
-            return _failed("KILLED", exit_code)
-        return RunEnd(exit_code=exit_code)
-    reason = _POD_REASONS.get(pod["status"].get("reason", ""))
-    return _failed(reason or "KILLED")
+    terminated = _terminated(pod)
+    exit_code = int(terminated["exitCode"]) if terminated else EXIT_FAILED
+    reason = _reason_of(pod)
+    if reason is not None:
+        return _failed(reason, exit_code)
+    if terminated is None:
+        # Nobody knows, unless one that the cluster adds ended first, such as an init container.
+        states = (status.get("state", {}) for status in _all_statuses(pod))
+        is_known = any(state.get("terminated", {}).get("exitCode") for state in states)
+        return _failed("CLUSTER_REFUSED" if is_known else "KILLED")
+    if terminated.get("reason") == "OOMKilled":
+        return _failed("OUT_OF_MEMORY", exit_code)
+    if exit_code > 128 and exit_code != EXIT_STOPPED:
+        return _failed("KILLED", exit_code)
+    return RunEnd(exit_code=exit_code)
+
+
+def _reason_of(pod: Manifest) -> FailureReason | None:
+    """What a node had against a pod as a whole, whatever its containers say of their ends."""
+    told: str = pod["status"].get("reason", "")
+    # OutOfmemory, OutOfnvidia.com/gpu: another pod was faster, after the scheduler had chosen.
+    return "UNSCHEDULABLE" if told.startswith("OutOf") else _POD_REASONS.get(told)
 
 
 def _failed(reason: FailureReason, exit_code: int = EXIT_FAILED) -> RunEnd:
@@ -186,18 +202,22 @@ def _is_disrupted(pod: Manifest) -> bool:
     return _conditions(pod).get("DisruptionTarget", {}).get("status") == "True"
 
 
-def _container_statuses(pod: Manifest) -> Iterator[Manifest]:
-    listed = pod.get("status", {}).get("containerStatuses") or ()
-    return (status for status in listed if status["name"] == CONTAINER)
+def _all_statuses(pod: Manifest) -> Iterator[Manifest]:
+    """Of the run's own container and of those that the cluster adds."""
+    for listed in ("initContainerStatuses", "containerStatuses"):
+        yield from pod.get("status", {}).get(listed) or ()
+
+
+def _terminated(pod: Manifest) -> Manifest | None:
+    """How the run's own container ended; None: it has not, or never began."""
+    own = (status for status in _all_statuses(pod) if status["name"] == CONTAINER)
+    return next((status.get("state", {}).get("terminated") for status in own), None)
 
 
 def _ended_at(pod: Manifest) -> str:
     """When its process ended, as text that sorts like time."""
-    for status in _container_statuses(pod):
-        terminated = status.get("state", {}).get("terminated", {})
-        if finished := terminated.get("finishedAt"):
-            return str(finished)
-    return str(pod["metadata"]["creationTimestamp"])
+    terminated = _terminated(pod) or {}
+    return str(terminated.get("finishedAt") or pod["metadata"]["creationTimestamp"])
 
 
 def _moment(text: str) -> datetime:

@@ -38,6 +38,13 @@ def _ended(exit_code: int, reason: str = "Error", at: str = _CREATED) -> dict[st
     return {"terminated": {"exitCode": exit_code, "reason": reason, "finishedAt": at}}
 
 
+def _init(state: Any) -> dict[str, Any]:
+    return {"name": "mesh", "state": state}
+
+
+_NOT_YET = {"waiting": {"reason": "PodInitializing"}}
+
+
 def _disrupted(reason: str) -> dict[str, str]:
     return {"type": "DisruptionTarget", "status": "True", "reason": reason}
 
@@ -65,6 +72,16 @@ def test_a_complete_job_ended_well() -> None:
         (_pod("Failed", state=_ended(139)), 139, "KILLED"),
         (_pod("Failed", reason="Evicted"), 1, "EVICTED"),
         (_pod("Failed", reason="NodeLost"), 1, "NODE_LOST"),
+        (_pod("Failed", reason="Evicted", containerStatuses=None), 1, "EVICTED"),
+        # More on its scratch volume than it may have: no condition, and a SIGKILL.
+        (_pod("Failed", reason="Evicted", state=_ended(137)), 137, "EVICTED"),
+        (_pod("Failed", reason="OutOfnvidia.com/gpu"), 1, "UNSCHEDULABLE"),
+        (
+            _pod("Failed", initContainerStatuses=[_init(_ended(137, "OOMKilled"))], state=_NOT_YET),
+            1,
+            "CLUSTER_REFUSED",
+        ),
+        (_pod("Failed", state=_ended(1), initContainerStatuses=[_init(_ended(0))]), 1, None),
         (_pod("Failed"), 1, "KILLED"),
     ],
 )
@@ -89,6 +106,15 @@ def test_a_failed_job_without_pods_leaves_the_reason_to_the_run_itself() -> None
     end = end_of(_job("Failed", "BackoffLimitExceeded"), [])
     assert end is not None
     assert (end.exit_code, end.failure) == (1, None)
+
+
+def test_pods_that_a_failing_job_takes_along_do_not_hide_what_it_failed_for() -> None:
+    late = "2026-01-02T04:00:00Z"
+    failed, taken = _pod("Failed", state=_ended(1)), _pod("Failed", state=_ended(143, at=late))
+    for pods in ([failed, taken], [taken]):
+        end = end_of(_job("Failed", "BackoffLimitExceeded"), pods)
+        assert end is not None
+        assert (end.exit_code, end.failure) == (1, None)
 
 
 def test_an_eviction_is_not_what_a_job_failed_for_and_a_refusal_is_wherever_it_came_from() -> None:
@@ -157,6 +183,16 @@ def test_a_container_that_cannot_be_made_says_so(why: str, reason: str) -> None:
     assert wait.wait.reason == reason
     assert wait.since is not None
     assert "registry.internal" not in wait.wait.message
+
+
+def test_a_run_waits_for_containers_that_the_cluster_adds() -> None:
+    missing = {"waiting": {"reason": "ImagePullBackOff"}}
+    wait = wait_of(
+        _job(), [_pod("Pending", initContainerStatuses=[_init(missing)], state=_NOT_YET)]
+    )
+    assert wait is not None
+    assert wait.wait.reason == "IMAGE_PULL"
+    assert wait.since is not None
 
 
 def test_a_run_goes_on_when_all_its_pods_run() -> None:
