@@ -33,7 +33,7 @@ _Call: TypeAlias = "Callable[..., Awaitable[Any]]"
 _TIMEOUT_S = 30.0
 _WATCH_SLACK_S = 30.0
 _UNAUTHORIZED, _NOT_FOUND, _CONFLICT, _GONE, _TOO_MANY = 401, 404, 409, 410, 429
-_MAX_MESSAGE = 500
+_MAX_MESSAGE, _MAX_TOLD = 500, 50
 
 
 class ClusterError(Exception):
@@ -123,7 +123,7 @@ class ClusterApi:
         )
         try:
             while line := await _away_if_broken(response.content.readline()):
-                event: Manifest = json.loads(line)
+                event = _parsed(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise _error(status.get("code", 0), status.get("message", ""))
@@ -164,10 +164,9 @@ def _limits() -> dict[str, float]:
 async def _answer(call: Awaitable[Any]) -> Manifest:
     response = await _opened(call)
     try:
-        answer: Manifest = json.loads(await _away_if_broken(response.read()))
+        return _parsed(await _away_if_broken(response.read()))
     finally:
         response.release()
-    return answer
 
 
 async def _found(call: Awaitable[Any]) -> Manifest | None:
@@ -192,6 +191,15 @@ async def _away_if_broken(call: Awaitable[Any]) -> Any:
         return await call
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise ClusterAwayError(str(error) or type(error).__name__) from error
+
+
+def _parsed(body: bytes) -> Manifest:
+    """What a proxy cut off, or said itself, is no answer of the cluster."""
+    try:
+        answer: Manifest = json.loads(body)
+    except ValueError as error:
+        raise ClusterAwayError(f"no JSON: {body[:_MAX_TOLD]!r}") from error
+    return answer
 
 
 def _error(status: int, message: str, retry_after: str = "") -> ClusterError:

@@ -54,6 +54,8 @@ class Faults:
     gone_as_status: bool = False
     """410 as the status of the response, not as an event."""
     no_bookmarks: bool = False
+    cut_off: bool = False
+    """The next event of a watch ends in the middle, and the response as if it were whole."""
 
 
 class ApiServer:
@@ -236,6 +238,10 @@ class ApiServer:
             while True:
                 changed.clear()
                 for change in list(self._changes(kind, selector, version)):
+                    if self.faults.cut_off:
+                        self.faults.cut_off = False
+                        await response.write(b'{"type": "MODIFIED", "object": {"metad')
+                        return
                     await _send(response, change.type, change.object)
                 version = self._version
                 try:

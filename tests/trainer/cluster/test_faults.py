@@ -72,6 +72,13 @@ async def test_a_watch_goes_on_after_a_drop_and_lists_again_where_history_is_gon
             await until(lambda: set(watched.objects) == {"b", "c"})
             assert _lists(server) == 1  # from where it was, without asking for everything again
 
+            server.faults.cut_off = True
+            server.add("Job", _job("e"))
+            await until(lambda: "e" in watched.objects)
+            server.remove("Job", "e")
+            await until(lambda: "e" not in watched.objects)
+            assert _lists(server) == 1
+
             server.faults.no_bookmarks = True
             await until(lambda: server.drop_watches() > 0)
             server.add("Job", _job("d"))
