@@ -23,6 +23,7 @@ from services.trainer.cluster.api import (
 from services.trainer.cluster.backoff import Backoff
 from services.trainer.cluster.diagnosis import DISRUPTIONS, PodWait, end_of, wait_of
 from services.trainer.cluster.manifests import (
+    JOB_NAME_LABEL,
     Manifest,
     job_manifest,
     run_name,
@@ -110,6 +111,10 @@ class ClusterRun:
             return await asyncio.to_thread(self._end_without_job)
         pods = self._view.pods(self._name)
         end = end_of(job, pods)
+        if end is not None and end.exit_code:
+            # Why, its pods know, and their watch may be behind that of the Jobs.
+            pods, _ = await self._api.list_objects("Pod", f"{JOB_NAME_LABEL}={self._name}")
+            end = end_of(job, pods)
         if end is not None:
             return end
         if not self._is_to_go:

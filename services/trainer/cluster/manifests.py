@@ -25,6 +25,8 @@ Manifest: TypeAlias = dict[str, Any]
 CONTAINER = "run"
 JOB_LABEL = "limner.dev/job"
 ATTEMPT_LABEL = "limner.dev/attempt"
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+"""Of pods; set by the cluster."""
 HASH_ANNOTATION = "limner.dev/spec-hash"
 EXIT_KILLED = 137
 
@@ -128,7 +130,7 @@ def service_manifest(settings: KubernetesSettings, job: TrainingJob, *, owner_ui
             "clusterIP": "None",
             # They meet before any of them is ready for anything.
             "publishNotReadyAddresses": True,
-            "selector": {"batch.kubernetes.io/job-name": run_name(job)},
+            "selector": {JOB_NAME_LABEL: run_name(job)},
             "ports": [{"name": "rendezvous", "port": _RENDEZVOUS_PORT, "protocol": "TCP"}],
         },
     }

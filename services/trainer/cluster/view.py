@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.trainer.cluster.api import ClusterApi
-from services.trainer.cluster.manifests import Manifest
+from services.trainer.cluster.manifests import JOB_NAME_LABEL, Manifest
 from services.trainer.cluster.watching import Watched
-
-_JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
 
 class ClusterView:
@@ -64,5 +62,5 @@ class ClusterView:
 
 
 def _job_name(pod: Manifest) -> str:
-    name: str = pod["metadata"]["labels"].get(_JOB_NAME_LABEL, "")
+    name: str = pod["metadata"]["labels"].get(JOB_NAME_LABEL, "")
     return name

@@ -54,6 +54,8 @@ class Faults:
     gone_as_status: bool = False
     """410 as the status of the response, not as an event."""
     no_bookmarks: bool = False
+    silent: set[str] = field(default_factory=set)
+    """Kinds whose watches tell nothing."""
     cut_off: bool = False
     """The next event of a watch ends in the middle, and the response as if it were whole."""
 
@@ -237,6 +239,8 @@ class ApiServer:
         try:
             while True:
                 changed.clear()
+                while kind in self.faults.silent:  # noqa: ASYNC110
+                    await asyncio.sleep(_BOOKMARK_S)
                 for change in list(self._changes(kind, selector, version)):
                     if self.faults.cut_off:
                         self.faults.cut_off = False

@@ -210,6 +210,19 @@ async def test_a_run_is_followed_through_dropped_watches_and_forgotten_history(
         await seen(stub, job_id, lambda job: job.state == State.STATE_SUCCEEDED)
 
 
+async def test_a_failure_is_told_by_its_pods_though_their_watch_is_behind(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with cluster(plain_model, tmp_path) as up, up.serving() as stub:
+        request = create_request(await upload(stub, photos))
+        job_id = (await stub.CreateTrainingJob(request, metadata=ALICE)).job.id
+        await seen(stub, job_id, lambda job: job.step == 3)
+        up.api.faults.silent.add("Pod")
+        up.controller.run_out_of_memory()
+        failed = await seen(stub, job_id, lambda job: job.state == State.STATE_FAILED)
+        assert failed.failure_reason == training_pb2.TRAINING_FAILURE_REASON_OUT_OF_MEMORY
+
+
 async def test_a_service_that_may_not_look_fails_and_says_so(
     plain_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
