@@ -43,6 +43,9 @@ NO_UID = ""
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 10.0
 """How often a run is looked at though nothing changed: time itself may have decided."""
+_LONGEST_START_S = 600.0
+"""How long a start may take beyond what the operator allows for a node and an image: the cluster
+itself lets up to ten minutes pass between two tries."""
 _STARTING = RunWait(reason=None, message="the cluster starts the run")
 _AWAY = RunWait(reason=None, message="the cluster does not answer; it is asked again")
 
@@ -67,6 +70,7 @@ class ClusterRun:
         self._changed: asyncio.Event | None = None
         self._is_deleted = False
         self._given_up: JobFailure | None = None
+        self._starts_since: float | None = None
         self._waiting = _STARTING if uid is None else None
 
     @property
@@ -133,10 +137,15 @@ class ClusterRun:
         """Say what the run waits for, see that it has what it needs, give up where it waited long
         enough."""
         self._waiting = self._told(wait)
+        is_late = self._is_late_start(wait)
         if wait is None:
             return
         await self._create_companions(uid)
-        if wait.wait.reason is not None and self._is_overdue(wait):
+        if is_late:
+            # No pod may be made (quota, policy), or no volume be mounted; only events say so.
+            message = "the cluster did not start the run; its operator can tell why"
+            self._given_up = JobFailure(reason="CLUSTER_REFUSED", message=message)
+        elif wait.wait.reason is not None and self._is_overdue(wait):
             self._given_up = JobFailure(reason=wait.wait.reason, message=wait.wait.message)
 
     async def _find_uid(self) -> str:
@@ -192,6 +201,16 @@ class ClusterRun:
     def _is_overdue(self, wait: PodWait) -> bool:
         patience = timedelta(seconds=self._settings.kubernetes_pending_s)
         return wait.since is not None and datetime.now(UTC) - wait.since > patience
+
+    def _is_late_start(self, wait: PodWait | None) -> bool:
+        """Whether the run has only been starting for too long, as seen from here."""
+        now = asyncio.get_running_loop().time()
+        if wait is None or not wait.is_start:
+            self._starts_since = None
+            return False
+        self._starts_since = self._starts_since or now
+        allowed_s = self._settings.kubernetes_pending_s + _LONGEST_START_S
+        return now - self._starts_since > allowed_s
 
     def _end_without_job(self) -> RunEnd:
         """What became of a run whose Job is gone: its own status file knows."""

@@ -77,6 +77,8 @@ class PodWait:
 
     wait: RunWait
     since: datetime | None = None
+    is_start: bool = False
+    """Whether nothing is known to be in the way, so that only time can tell that something is."""
 
 
 def end_of(job: Manifest, pods: Iterable[Manifest]) -> RunEnd | None:
@@ -108,11 +110,12 @@ def wait_of(job: Manifest, pods: Sequence[Manifest]) -> PodWait | None:
     stuck = [wait for pod in active if (wait := _stuck(pod)) is not None]
     if stuck:
         return stuck[0]
-    running = [pod for pod in active if pod["status"].get("phase") == "Running"]
-    if len(running) >= expected_count:
+    # On several nodes the first one still writes what the others have nothing to do with.
+    going = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Running", "Succeeded")]
+    if len(going) >= expected_count:
         return None
     newest_first = sorted(_failed_pods(pods), key=_ended_at, reverse=True)
-    return PodWait(wait=_starting(newest_first))
+    return PodWait(wait=_starting(newest_first), is_start=True)
 
 
 def _starting(failed: Sequence[Manifest]) -> RunWait:

@@ -37,6 +37,8 @@ class JobController:
         self._pod_count = 0
         self.unschedulable: str | None = None
         """Message of a scheduler that finds no node."""
+        self.makes_no_pods = False
+        """Whether a quota or a policy lets the controller make none."""
         self.image_error: str | None = None
         """Reason of a kubelet that gets no image."""
         self.rendezvous_port = 0
@@ -116,7 +118,7 @@ class JobController:
                 await self._end_pods(name, indexes)
                 await asyncio.sleep(0.02)
                 continue
-            if not job["spec"].get("suspend"):
+            if not job["spec"].get("suspend") and not self.makes_no_pods:
                 for index in range(job["spec"].get("completions", 1)):
                     if index not in indexes:
                         indexes[index] = asyncio.create_task(self._run_pod(job, index))

@@ -200,6 +200,7 @@ def test_a_run_goes_on_when_all_its_pods_run() -> None:
     assert wait_of(_job(), [running]) is None
     assert wait_of(_job(), [_pod("Failed", state=_ended(1)), running]) is None
     assert wait_of(_job(parallelism=2), [running, running]) is None
+    assert wait_of(_job(parallelism=2), [running, _pod("Succeeded")]) is None
     for pods in ([], [running], [running, starting]):
         wait = wait_of(_job(parallelism=2), pods)
         assert wait is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from limner.v1 import training_pb2
+from services.trainer.cluster import cluster_run
 from tests.trainer.cluster.harness import Cluster, State, cluster, seen, until
 from tests.trainer.service.harness import ALICE, Stub, create_request, upload
 
@@ -190,6 +191,21 @@ async def test_a_run_that_cannot_begin_says_why_while_it_waits_and_fails_if_that
             assert Reason.Name(failed.failure_reason).endswith(reason)
             assert told in failed.failure_message
             # Nothing is left that could begin later, and cost.
+            assert not up.api.objects("Job")
+
+
+async def test_a_run_for_which_no_pod_can_be_made_does_not_wait_for_ever(
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_run, "_LONGEST_START_S", 0.5)
+    monkeypatch.setattr(cluster_run, "_LOOK_S", 0.2)
+    async with cluster(plain_model, tmp_path, kubernetes_pending_s=0.5) as up:
+        up.controller.makes_no_pods = True
+        async with up.serving() as stub:
+            job_id = await _create(stub, photos)
+            failed = await seen(stub, job_id, _is(State.STATE_FAILED))
+            assert failed.failure_reason == Reason.TRAINING_FAILURE_REASON_CLUSTER_REFUSED
+            assert "did not start" in failed.failure_message
             assert not up.api.objects("Job")
 
 
