@@ -151,7 +151,9 @@ class TrainedModels:
         )
         try:
             return await asyncio.to_thread(self._load, spec)
-        except (ModelLoadError, MemoryError) as error:
+        except (ModelLoadError, MemoryError, OSError) as error:
+            if await asyncio.to_thread(self._catalog.model_folder, entry) is None:
+                raise ModelNotFoundError(entry.name, []) from error  # deleted meanwhile
             extra = {"job": entry.job_id, "error": str(error)}
             _LOGGER.error("trained model cannot be loaded", extra=extra)
             message = f"{entry.name} cannot be loaded; the server's log has why."

@@ -79,6 +79,8 @@ class Loader:
         assert self.gate.wait(60)
         if "broken" in spec.name:
             raise BrokenModelError("files at odds")
+        if "vanishing" in spec.name and not Path(spec.path_or_hub_id).is_dir():
+            raise FileNotFoundError(spec.path_or_hub_id)
         return self.models.get(spec.name) or AnalyticModel(spec.name)
 
     @property
@@ -130,6 +132,20 @@ async def test_a_model_is_served_as_soon_as_it_is_in_the_catalogue(
         listed = answer.models[1]
         assert (listed.base_model, listed.revision) == ("analytic", entry.revision)
         assert listed.limits == answer.models[0].limits
+
+
+async def test_a_model_that_is_deleted_while_it_is_loaded_is_not_found(
+    tmp_path: Path, catalog: FolderCatalog, publish: Callable[..., CatalogEntry]
+) -> None:
+    loader = Loader()
+    loader.gate.clear()
+    async with drawing(tmp_path / "catalog", loader) as running:
+        publish("vanishing", "toy")
+        refused = asyncio.create_task(refusal(running, "analytic@toy"))
+        await until(lambda: bool(loader.trained))
+        catalog.remove("acme", "vanishing")
+        loader.gate.set()
+        assert (await refused)[0] == "MODEL_NOT_FOUND"
 
 
 async def test_nobody_else_sees_it(tmp_path: Path, publish: Callable[..., CatalogEntry]) -> None:
