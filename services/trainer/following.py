@@ -52,6 +52,8 @@ class FollowedRun:
         self._status_interval_s = status_interval_s
         self._status_due = 0.0
         self._said = self._noted = job.progress
+        self.status: Mapping[str, Any] = {}
+        """What the run's file said last."""
 
     async def ended(self) -> RunEnd | None:
         """Follow it to its end; None: the service stops and the run goes on."""
@@ -104,8 +106,14 @@ class FollowedRun:
         await self._note(self._run.waiting)
 
     async def _read(self) -> None:
-        status = await asyncio.to_thread(read_status, self.output)
+        try:
+            status = await asyncio.to_thread(read_status, self.output)
+        except OSError as error:
+            extra = {"job": self.job.id, "why": str(error)}
+            _LOGGER.warning("the status of a run cannot be read now", extra=extra)
+            return
         if status:
+            self.status = status
             self._said = progress_of(status)
 
     async def _note(self, waiting: RunWait | None) -> None:
@@ -121,27 +129,31 @@ class FollowedRun:
 
 
 def read_status(output: Path) -> dict[str, Any]:
-    """What the run has written about itself; empty where it has not yet."""
+    """What the run has written about itself; empty where it has not yet, or where a machine that
+    lost its power left a file without its contents. Raises OSError."""
+    path = output / STATUS_FILE
     try:
-        text = (output / STATUS_FILE).read_text(encoding="utf-8")
+        status = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    status: dict[str, Any] = json.loads(text)
-    return status
+    except ValueError as error:
+        _LOGGER.warning("a status file is broken", extra={"path": str(path), "why": str(error)})
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def progress_of(status: Mapping[str, Any]) -> JobProgress:
     """What a status file says, in the service's own words."""
     losses = status.get("losses") or {}
     return JobProgress(
-        step=status["step"],
-        step_count=status["step_count"],
-        class_picture_count=status["class_picture_count"],
+        step=status.get("step", 0),
+        step_count=status.get("step_count", 0),
+        class_picture_count=status.get("class_picture_count", 0),
         instance_loss=losses.get("instance_loss"),
         prior_loss=losses.get("prior_loss"),
         learning_rate=losses.get("learning_rate", 0.0),
-        validation_loss=status["validation_loss"],
-        eta_s=status["eta_s"],
+        validation_loss=status.get("validation_loss"),
+        eta_s=status.get("eta_s"),
         samples=tuple(status.get("samples", ())),
     )
 

@@ -21,7 +21,7 @@ from services.storage.catalog import Catalog
 from services.trainer.backends.backend import ActiveRun, RunBackend, RunEnd
 from services.trainer.changes import JobChanges
 from services.trainer.errors import StoreDownError
-from services.trainer.following import FollowedRun, read_status
+from services.trainer.following import FollowedRun
 from services.trainer.job import FailureReason, JobFailure, JobProgress, JobState, TrainingJob
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.outcome import publish
@@ -162,10 +162,9 @@ class Supervisor:
         if end is None:
             _LOGGER.info("run goes on without the service", extra={"job": job.id})
             return
-        status = await asyncio.to_thread(read_status, followed.output)
         state, failure = outcome(
             end,
-            status,
+            followed.status,
             cancelled=await self._patience(lambda: self._store.cancel_requested(job.id)),
             stopped=self._stopping.is_set(),
         )

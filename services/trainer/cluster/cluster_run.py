@@ -213,8 +213,14 @@ class ClusterRun:
         return now - self._starts_since > allowed_s
 
     def _end_without_job(self) -> RunEnd:
-        """What became of a run whose Job is gone: its own status file knows."""
-        status = read_status(self._output)
+        """What became of a run whose Job is gone: its own status file knows.
+
+        Raises ClusterAwayError where the volume that it is on cannot be read now.
+        """
+        try:
+            status = read_status(self._output)
+        except OSError as error:
+            raise ClusterAwayError(f"the run's volume: {error}") from error
         state = status.get("state")
         if state == "succeeded":
             return RunEnd(exit_code=0)

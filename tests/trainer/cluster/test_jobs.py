@@ -113,6 +113,24 @@ async def test_a_job_that_is_gone_when_the_service_is_back_is_known_by_what_it_w
         assert not up.api.objects("Secret")
 
 
+async def test_a_run_whose_job_is_gone_is_not_lost_while_its_volume_cannot_be_read(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with _running(plain_model, photos, tmp_path) as (up, stub, job_id):
+        status = up.output(job_id) / "status.json"
+        up.end(job_id, 0)
+        await until(lambda: "succeeded" in status.read_text())
+        text = status.read_text()
+        status.unlink()
+        status.mkdir()
+        up.api.remove("Job", up.job["metadata"]["name"])
+        asked = len(up.api.requests)
+        await until(lambda: sum(one[0] == "GET" for one in up.api.requests[asked:]) > 2)
+        status.rmdir()
+        status.write_text(text)
+        await seen(stub, job_id, _is(State.STATE_SUCCEEDED))
+
+
 async def test_an_evicted_run_goes_on_in_another_pod_and_its_owner_is_told(
     plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:

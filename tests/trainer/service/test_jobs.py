@@ -233,6 +233,28 @@ async def test_a_failed_job_says_why(
         assert ended.job.failure_message
 
 
+@pytest.mark.parametrize("left", [b"", b'{"state": "ru', b"[]", b'{"state": "running"}', None])
+async def test_a_status_file_that_cannot_be_read_ends_no_service(
+    plain_model: Path, photos: Path, tmp_path: Path, left: bytes | None
+) -> None:
+    backend = ToldBackend()
+    async with serving(settings(plain_model, tmp_path), backend) as stub:
+        dataset = await upload(stub, photos)
+        job_id = (await stub.CreateTrainingJob(create_request(dataset), metadata=ALICE)).job.id
+        run = await backend.runs.get()
+        run.say(step=2)
+        status = Path(run.tree["output"]) / "status.json"
+        if left is None:
+            status.unlink()
+            status.mkdir()
+        else:
+            status.write_bytes(left)
+        run.finish(1)
+        request = training_pb2.WatchTrainingJobRequest(id=job_id)
+        jobs = [each.job async for each in stub.WatchTrainingJob(request, metadata=ALICE)]
+        assert jobs[-1].state == training_pb2.TrainingJob.STATE_FAILED
+
+
 async def test_jobs_outlive_the_service(plain_model: Path, photos: Path, tmp_path: Path) -> None:
     configured = settings(plain_model, tmp_path)
     backend = ToldBackend()
