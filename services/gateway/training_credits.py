@@ -31,7 +31,9 @@ from services.runtime.context import RequestContext, outgoing_metadata
 from services.runtime.errors import LimnerError
 from services.storage.database import explain, is_outage
 
-_UNKNOWN_GRACE = timedelta(minutes=2)
+RESERVING_TIMEOUT_S = 480.0
+"""How long the trainer may take to take an attempt, whatever time its caller has."""
+_UNKNOWN_GRACE = timedelta(seconds=RESERVING_TIMEOUT_S + 120.0)
 """How long the trainer may still come to know of an attempt that it was asked for."""
 _TIMEOUT_S = 10.0
 _REMEMBERED = 10_000

@@ -24,7 +24,12 @@ from services.gateway.authentication import Caller, current_caller
 from services.gateway.pricing import Prices
 from services.gateway.tiers import Tier, TierCatalog, UnknownTierError
 from services.gateway.trainer_link import TRAINING_SERVICE, MetadataPairs, TrainerLink
-from services.gateway.training_credits import FINAL_STATES, Reservation, TrainingCredits
+from services.gateway.training_credits import (
+    FINAL_STATES,
+    RESERVING_TIMEOUT_S,
+    Reservation,
+    TrainingCredits,
+)
 from services.gateway.training_holds import SERVICE, Hold, new_hold
 from services.runtime.context import (
     ATTEMPT_KEY,
@@ -212,7 +217,10 @@ class TrainingServicer:
     async def _reserving(
         self, name: str, payload: bytes, reservation: Reservation, *told: tuple[str, str]
     ) -> bytes:
-        return await self._call(name, payload, (RESERVATION_KEY, reservation.hold.id), *told)
+        metadata = (*_metadata(), (RESERVATION_KEY, reservation.hold.id), *told)
+        # Nothing may be taken once it counts as never taken, and is refunded.
+        timeout_s = min(_remaining_s() or RESERVING_TIMEOUT_S, RESERVING_TIMEOUT_S)
+        return await self._link.call(name, payload, metadata=metadata, timeout_s=timeout_s)
 
     async def _job(self, job_id: str) -> pb.TrainingJob:
         payload = pb.GetTrainingJobRequest(id=job_id).SerializeToString()

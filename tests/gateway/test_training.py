@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 
 from limner.v1 import training_pb2 as pb
 from limner.v1 import training_pb2_grpc
+from services.gateway import training_servicer
 from services.gateway.training_holds import TrainingHolds, new_hold
 from services.gateway.training_servicer import TrainingServicer
 from services.storage.database import open_engine
@@ -299,7 +300,7 @@ async def test_an_attempt_that_the_trainer_never_took_is_refunded(
     async with door(tmp_path, base) as behind:
         engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
         holds = TrainingHolds(engine)
-        long_ago = datetime.now(UTC) - timedelta(minutes=10)
+        long_ago = datetime.now(UTC) - timedelta(minutes=11)
         hold = new_hold(
             account="acme",
             model="tiny",
@@ -312,6 +313,26 @@ async def test_an_attempt_that_the_trainer_never_took_is_refunded(
         await holds.open(hold)
         await _until_charged(behind, 0)
         await engine.dispose()
+
+
+async def test_an_attempt_is_taken_in_time_or_never(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async with door(tmp_path, base) as behind:
+        dataset = await behind.upload(photos)
+        monkeypatch.setattr(training_servicer, "RESERVING_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(behind.trainer.store, "create", hang)
+        refused = await _refusal(behind.create(dataset))
+        assert refused.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await ended.wait()
 
 
 async def test_a_job_that_ended_while_the_gateway_was_away_is_settled_when_it_is_back(
