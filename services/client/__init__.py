@@ -28,6 +28,7 @@ from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 from services.client.errors import (
     Aborted,
     AlreadyExists,
+    ArgumentError,
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -85,6 +86,7 @@ __all__ = [
     "Account",
     "Admin",
     "AlreadyExists",
+    "ArgumentError",
     "AsyncClient",
     "AsyncGenerationStream",
     "AsyncTrainings",

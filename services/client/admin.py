@@ -114,7 +114,7 @@ class Admin:
     ) -> NewKey:
         """Create a key; its text is here and nowhere else. No scopes: all but `admin`.
 
-        Raises ValueError for an unknown scope.
+        Raises ArgumentError for an unknown scope.
         """
         request = admin_pb2.CreateKeyRequest(account=account, name=name)
         request.scopes.extend(_scopes(scopes))
@@ -172,4 +172,6 @@ class Admin:
 
 
 def _scopes(names: Sequence[str]) -> list[account_pb2.Scope.ValueType]:
-    return [cast("account_pb2.Scope.ValueType", SCOPES.number(name)) for name in names]
+    return [
+        cast("account_pb2.Scope.ValueType", SCOPES.number(name, field="scopes")) for name in names
+    ]

@@ -81,7 +81,7 @@ class AsyncTrainings:
         instance_prompt: str,
         **options: Unpack[TrainOptions],
     ) -> TrainingJob:
-        """Create a job and reserve the credits of its steps. Raises ValueError for a method."""
+        """Create a job and reserve the credits of its steps. Raises ArgumentError for a method."""
         request = build_create(
             dataset_id, base_model=base_model, instance_prompt=instance_prompt, **options
         )

@@ -16,6 +16,7 @@ from limner.v1 import (
     model_pb2,
     training_pb2,
 )
+from services.client.errors import ArgumentError
 
 
 class EnumNames:
@@ -36,13 +37,16 @@ class EnumNames:
         """All names, in the order of the contract."""
         return tuple(self._numbers)
 
-    def number(self, name: str) -> int:
-        """Return the value with this name. ValueError lists the names when there is none."""
+    def number(self, name: str, *, field: str) -> int:
+        """Return the value with this name, for a field of a request.
+
+        Raises ArgumentError that lists the names when there is none.
+        """
         try:
             return self._numbers[name.lower()]
         except KeyError:
             message = f"unknown {self._what} {name!r}; one of {', '.join(self.names)}"
-            raise ValueError(message) from None
+            raise ArgumentError(field, message) from None
 
     def name(self, number: int) -> str:
         """Return the name of a value; a value from a newer server is named by its number."""

@@ -19,7 +19,7 @@
         └── IncompleteStream    the stream ended well without all pictures, or broke the contract
 
 Both clients raise these and nothing else for a call that failed. Wrong arguments that need no
-server to be seen (an unknown sampler name) are ValueError.
+server to be seen (an unknown sampler name) are ArgumentError, which is a ValueError.
 """
 
 from __future__ import annotations
@@ -95,6 +95,16 @@ class LimnerError(Exception):
     def retry_after_s(self) -> float | None:
         """Seconds after which the server wants to be asked again; None when it did not say."""
         return self.failure.retry_after_s
+
+
+class ArgumentError(ValueError):
+    """An argument that no request can hold; seen before there is a call."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        """Name of the field that the argument is for, as in the proto."""
+        self.description = description
 
 
 class InvalidRequest(LimnerError):

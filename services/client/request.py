@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from limner.v1 import generation_pb2
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
+from services.client.errors import ArgumentError
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -50,17 +51,17 @@ def build_request(
 ) -> generation_pb2.GenerateImageRequest:
     """Return the request for a prompt and `GenerateOptions`.
 
-    Raises TypeError for an unknown option, ValueError for an unknown sampler or format and for a
-    number or text that the field cannot hold; the message begins with the option's name.
+    Raises TypeError for an unknown option, ArgumentError for an unknown sampler or format and for a
+    number or text that the field cannot hold.
     """
     request = generation_pb2.GenerateImageRequest()
     unknown = fields.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
     if sampler is not None:
-        fields["sampler"] = SAMPLERS.number(sampler)
+        fields["sampler"] = SAMPLERS.number(sampler, field="sampler")
     if output_format is not None:
-        fields["output_format"] = IMAGE_FORMATS.number(output_format)
+        fields["output_format"] = IMAGE_FORMATS.number(output_format, field="output_format")
     for name, value in {"prompt": prompt, **fields}.items():
         if value is not None:
             set_field(request, name, value)
@@ -72,6 +73,8 @@ def set_field(request: Message, name: str, value: object) -> None:
     try:
         setattr(request, name, value)
     except UnicodeEncodeError:
-        raise ValueError(f"{name}: {value!r} cannot be written in UTF-8") from None
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise ArgumentError(name, f"{value!r} cannot be written in UTF-8") from None
+    except ValueError as error:
+        raise ArgumentError(name, str(error)) from None
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None

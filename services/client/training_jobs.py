@@ -150,7 +150,7 @@ def build_create(
     idempotency_key: str | None = None,
     **fields: Any,
 ) -> training_pb2.CreateTrainingJobRequest:
-    """Return the request for a training. Raises ValueError for an unknown method, TypeError."""
+    """Return the request for a training. Raises ArgumentError for an unknown method, TypeError."""
     unknown = fields.keys() - TrainOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
@@ -163,7 +163,7 @@ def build_create(
         **{name: value for name, value in fields.items() if value is not None},
     )
     if method is not None:
-        request.method = TRAINING_METHODS.number(method)  # type: ignore[assignment]
+        request.method = TRAINING_METHODS.number(method, field="method")  # type: ignore[assignment]
     return request
 
 

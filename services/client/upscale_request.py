@@ -46,8 +46,8 @@ def build_upscale_request(
 ) -> upscale_pb2.UpscaleImageRequest:
     """Return the request for a picture, the bytes of a file or its path, and `UpscaleOptions`.
 
-    Raises OSError when the file cannot be read, TypeError for an unknown option, ValueError for an
-    unknown format and for text that the field cannot hold.
+    Raises OSError when the file cannot be read, TypeError for an unknown option, ArgumentError for
+    an unknown format and for text that the field cannot hold.
     """
     unknown = fields.keys() - UpscaleOptions.__annotations__.keys()
     if unknown:
@@ -55,7 +55,7 @@ def build_upscale_request(
     data = image if isinstance(image, bytes) else Path(image).read_bytes()
     request = upscale_pb2.UpscaleImageRequest(image=data)
     if output_format is not None:
-        fields["output_format"] = IMAGE_FORMATS.number(output_format)
+        fields["output_format"] = IMAGE_FORMATS.number(output_format, field="output_format")
     for name, value in fields.items():
         if value is not None:
             set_field(request, name, value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 
 from services.gateway.tables import MAX_NAME_LENGTH, MAX_NOTE_LENGTH
 from services.runtime.errors import FieldViolation
@@ -54,5 +55,6 @@ def check_grant(field: str, millicredits: int) -> Iterator[FieldViolation]:
         yield FieldViolation(
             field=field,
             reason="OUT_OF_RANGE",
-            description=f"must be 1 to {MAX_GRANT_MILLICREDITS} millicredits, got {millicredits}",
+            description=f"must be 0.001 to {MAX_GRANT_MILLICREDITS // 1000:,} credits, "
+            f"got {Decimal(millicredits) / 1000:,}",
         )

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.client import LimnerError
 from services.client.cli.failure import describe, describe_os_error
+from services.client.cli.field_names import FieldNames
 from services.client.cli.output import check_writable
 from services.gateway.pepper import PepperError
 from services.local.demo import draw
@@ -62,6 +63,7 @@ def up(
 
 
 def demo(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")] = "a red apple",
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the PNG goes.")
@@ -75,7 +77,8 @@ def demo(
     console = Console(stderr=True, highlight=False)
     data_dir = Path(tempfile.gettempdir()) / f"limner-demo-{secrets.token_hex(8)}"
     settings = _plan(console, data_dir, port=None, models=models)
-    code = _run(console, draw(settings, prompt, output, console), settings)
+    name_of = FieldNames(context)
+    code = _run(console, draw(settings, prompt, output, console), settings, name_of)
     if code != _FAILED and data_dir.exists():  # after a failure the logs are worth keeping
         shutil.rmtree(data_dir)
     raise typer.Exit(code)
@@ -93,7 +96,12 @@ def _plan(
         raise typer.Exit(_FAILED) from None
 
 
-def _run(console: Console, work: Coroutine[None, None, None], settings: SuiteSettings) -> int:
+def _run(
+    console: Console,
+    work: Coroutine[None, None, None],
+    settings: SuiteSettings,
+    name_of: Callable[[str], str] = str,
+) -> int:
     """Run to the end and return the exit code; a failure is told in a few lines."""
     try:
         asyncio.run(work)
@@ -103,7 +111,7 @@ def _run(console: Console, work: Coroutine[None, None, None], settings: SuiteSet
     except ServiceDied as death:
         print_death(console, str(death), death.log_tail)
     except LimnerError as error:
-        _fail(console, describe(error))
+        _fail(console, describe(error, name_of))
     except SQLAlchemyError as error:
         _fail(console, f"limner: the database cannot be used: {str(error).splitlines()[0]}")
     except OSError as error:

@@ -151,12 +151,31 @@ async def test_what_cannot_be_done_is_a_few_lines_and_exit_code_1(
 ) -> None:
     assert await limner("accounts", "create", "No Good", "--tier", "gold") == 1
     error = capsys.readouterr().err
-    assert "an account's name is 1 to 100 characters" in error
-    assert "there is no tier 'gold'; there is: enterprise, free, pro, unlimited" in error
+    assert "ACCOUNT: an account's name is 1 to 100 characters" in error
+    assert "--tier: there is no tier 'gold'; there is: enterprise, free, pro, unlimited" in error
     assert await limner("keys", "create", "--account", "nobody") == 1
     assert "there is no account 'nobody'" in capsys.readouterr().err
     assert await limner("keys", "create", "--account", "acme", "--scopes", "root") == 2
-    assert "unknown scope 'root'" in capsys.readouterr().err
+    assert "--scopes: unknown scope 'root'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("keys create --account acme --expires-in-days 99999", "--expires-in-days: must be"),
+        ("keys rotate aaaaaaaaaaaa --overlap-hours 99999", "--overlap-hours: must be"),
+        ("keys rotate short", "KEY_ID: is the id of a key"),
+        ("accounts grant acme 1e14", "CREDITS: must be 0.001 to 1,000,000,000 credits, got 100"),
+        ("accounts set-tier acme gold", "TIER: there is no tier 'gold'"),
+        ("usage --month 2026-13", "--month: "),
+        ("audit --account A", "--account: an account's name is"),
+    ],
+)
+async def test_a_refusal_names_the_option_that_was_typed(
+    limner: Limner, capsys: pytest.CaptureFixture[str], line: str, refusal: str
+) -> None:
+    assert await limner(*line.split()) == 1
+    assert f"\n  {refusal}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -20,24 +19,14 @@ import typer
 from google.rpc import error_details_pb2
 
 from limner.v1 import generation_pb2, model_pb2
-from services.client.cli.app import run
 from services.client.cli.failure import describe_os_error
 from services.client.cli.plugins import CommandGroup, load
 from services.client.files import write_whole
 from tests.client import scripted_server as script
+from tests.client.conftest import Limner
 from tests.client.scripted_server import PNG, ScriptedServer
 
 _MAIN = "from services.client.cli import main; main()"
-Limner = Callable[..., int]
-
-
-@pytest.fixture
-def limner(server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Limner:
-    """Runs a command line in an empty folder, against the scripted server."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIMNER_ADDRESS", server.address)
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: run(list(arguments))
 
 
 def files(folder: Path) -> set[str]:

@@ -183,11 +183,20 @@ def test_everything_that_is_wrong_is_told_at_once(
         ("dataset_id", "no such dataset"),
         ("base_model", "no model of this name"),
         ("configuration_yaml.nonsense", "may be set: lora"),
+        ("configuration_yaml.optimization.step_count", "must be at least 1"),
+        ("idempotency_key", "is too long"),
     ]
-    assert limner("train", str(photos), "--base", "other") == 1
+    arguments = (str(photos), "--base", "other", "--steps", "0")
+    assert limner("train", *arguments) == 1
     told = capsys.readouterr().err
-    for part in ("pictures[0]: a.png", "--base: no model", "configuration_yaml.nonsense"):
-        assert part in told
+    for part in (
+        "PHOTOS: a.png",
+        "--base: no model",
+        "--config (nonsense): may",
+        "--steps: must be",
+        "--key: is too long",
+    ):
+        assert f"\n  {part}" in told
     assert "no such dataset" not in told
     assert [request.validate_only for request in trainer.created] == [True]
 

@@ -26,12 +26,12 @@ _Account = Annotated[str, typer.Argument(help="Name of the account.")]
 @with_server
 def create(
     client: Client,
-    account: _Account,
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Name of the account.")],
     tier: Annotated[str, typer.Option(help="Its tier; `free` when left out.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Create an account."""
-    _tell(client.admin.create_account(account, tier=tier), as_json)
+    _tell(client.admin.create_account(name, tier=tier), as_json)
 
 
 @app.command("list")
@@ -80,12 +80,14 @@ def resume(client: Client, account: _Account, as_json: JsonOption = False) -> No
 def grant(
     client: Client,
     account: _Account,
-    amount: Annotated[str, typer.Argument(metavar="CREDITS", help="How many, like 25 or 0.5.")],
+    millicredits: Annotated[
+        str, typer.Argument(metavar="CREDITS", help="How many, like 25 or 0.5.")
+    ],
     note: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Add credits to an account's current month; they end with it."""
-    usage = client.admin.grant(account, _millicredits(amount), note=note)
+    usage = client.admin.grant(account, _millicredits(millicredits), note=note)
     if as_json:
         print_json(usage)
         return

@@ -12,10 +12,9 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from services.client.cli.accounts import app as accounts
-from services.client.cli.failure import describe, describe_encode_error, describe_os_error
+from services.client.cli.failure import describe_encode_error, describe_os_error, print_failure
 from services.client.cli.generate import generate
 from services.client.cli.keys import app as keys
 from services.client.cli.listing import models, whoami
@@ -24,7 +23,6 @@ from services.client.cli.train import train
 from services.client.cli.trainings import app as trainings
 from services.client.cli.upscale import upscale
 from services.client.cli.usage import audit, tiers, usage
-from services.client.errors import LimnerError
 
 app = typer.Typer(
     name="limner",
@@ -48,17 +46,13 @@ app.add_typer(keys, name="keys")
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, the process's own by default, and return the exit code."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app(arguments)
-    except LimnerError as error:
-        errors.print(describe(error), style="red", markup=False)
-        return 1
     except OSError as error:
-        errors.print(describe_os_error(error), style="red", markup=False)
+        print_failure(describe_os_error(error))
         return 1
     except UnicodeEncodeError as error:
-        errors.print(describe_encode_error(error), style="red", markup=False)
+        print_failure(describe_encode_error(error))
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

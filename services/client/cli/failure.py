@@ -5,7 +5,9 @@ Used by the command and by `limner demo`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+
+from rich.console import Console
 
 from services.client.errors import (
     InvalidRequest,
@@ -15,48 +17,26 @@ from services.client.errors import (
     Unavailable,
 )
 
-_OPTIONS: Mapping[str, str] = {
-    "prompt": "PROMPT",
-    "negative_prompt": "--negative",
-    "model": "--model",
-    "width": "--width",
-    "height": "--height",
-    "step_count": "--steps",
-    "guidance_scale": "--guidance",
-    "seed": "--seed",
-    "sampler": "--sampler",
-    "sample_count": "--samples",
-    "output_format": "--format",
-    "preview_interval": "--preview-every",
-    "image": "IMAGE",
-    "scale": "--scale",
-    "denoise_strength": "--denoise",
-    "dataset_id": "PHOTOS",
-    "base_model": "--base",
-    "token": "--token",
-    "instance_prompt": "--prompt",
-    "class_prompt": "--class-prompt",
-    "method": "--method",
-    "model_name": "--name",
-    "webhook_url": "--webhook",
-    "webhook_secret": "--webhook-secret",
-    "period": "--month",
-    "key_id": "KEY_ID",
-}
 _EXCERPT_MARGIN = 40
 """How many characters to show before and behind those that cannot be written."""
 
 
-def describe(error: LimnerError) -> str:
-    """Return what to print for a failed call; lines without a trailing newline."""
+def describe(error: LimnerError, name_of: Callable[[str], str]) -> str:
+    """Return what to print for a failed call; lines without a trailing newline.
+
+    `name_of` tells what the user calls a field of the request, see `FieldNames`.
+    """
     if isinstance(error, InvalidRequest) and error.violations:
         lines = ["limner: the request is not valid"]
-        lines += [
-            f"  {_OPTIONS.get(each.field, each.field)}: {each.description}"
-            for each in error.violations
-        ]
-        return "\n".join(lines)
+        found = (_line(name_of(each.field), each.description) for each in error.violations)
+        return "\n".join([*lines, *dict.fromkeys(found)])
     return "\n".join([f"limner: {_headline(error)}", *_advice(error)])
+
+
+def print_failure(lines: str) -> None:
+    """Print what `describe` and its like return."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(lines, style="red", markup=False)
 
 
 def describe_os_error(error: OSError) -> str:
@@ -70,6 +50,10 @@ def describe_encode_error(error: UnicodeEncodeError) -> str:
     start = max(0, error.start - _EXCERPT_MARGIN)
     excerpt = error.object[start : error.end + _EXCERPT_MARGIN]
     return f"limner: {excerpt!r} cannot be written in {error.encoding.upper()}"
+
+
+def _line(name: str, description: str) -> str:
+    return f"  {name}: {description}" if name else f"  {description}"
 
 
 def _headline(error: LimnerError) -> str:

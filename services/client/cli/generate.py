@@ -13,16 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.client.cli.connection import (
-    AddressOption,
-    KeyFileOption,
-    TimeoutOption,
-    TlsOption,
-    connect,
-)
 from services.client.cli.display import GenerationDisplay, facts
 from services.client.cli.output import Output, PreviewFile, check_writable, plan_output
-from services.client.endpoint import DEFAULT_ADDRESS
+from services.client.cli.remote import with_server
+from services.client.client import Client
 from services.client.enum_names import IMAGE_FORMATS, SAMPLERS
 from services.client.events import Accepted, GeneratedImage, Preview
 from services.client.stream import GenerationStream
@@ -30,7 +24,9 @@ from services.client.stream import GenerationStream
 _DEFAULT_PREVIEW_INTERVAL = 4
 
 
+@with_server
 def generate(
+    client: Client,
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[
         Path | None,
@@ -43,7 +39,7 @@ def generate(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Name of the model.")] = None,
-    negative: Annotated[
+    negative_prompt: Annotated[
         str | None, typer.Option("--negative", help="What the picture must not show.")
     ] = None,
     size: Annotated[
@@ -51,9 +47,10 @@ def generate(
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strictly to follow the prompt; off at 1 or below.")
+    step_count: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance", help="How strictly to follow the prompt; off at 1 or below."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed draws the same picture; random without it.")
@@ -61,10 +58,10 @@ def generate(
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(SAMPLERS.names)}.")
     ] = None,
-    samples: Annotated[
+    sample_count: Annotated[
         int | None, typer.Option("--samples", "-n", help="How many pictures: apple-0.png, …")
     ] = None,
-    image_format: Annotated[
+    output_format: Annotated[
         str | None,
         typer.Option(
             "--format",
@@ -76,9 +73,10 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Keep a rough PNG of the growing picture here."),
     ] = None,
-    preview_every: Annotated[
+    preview_interval: Annotated[
         int | None,
         typer.Option(
+            "--preview-every",
             metavar="STEPS",
             help=f"Steps between previews ({_DEFAULT_PREVIEW_INTERVAL} by default).",
         ),
@@ -87,41 +85,33 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the resolved values and the files as JSON.")
     ] = False,
-    address: AddressOption = DEFAULT_ADDRESS,
-    tls: TlsOption = False,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = None,
 ) -> None:
     """Draw a picture from a prompt.
 
     Example: limner generate "a red apple" -o apple.png
     """
-    plan = plan_output(output, image_format, samples)
+    plan = plan_output(output, output_format, sample_count)
     if as_json and plan.is_stdout:
         raise typer.BadParameter("both want standard output", param_hint="--json and --output")
     width, height = _sides(size, width, height)
-    interval = _preview_interval(preview, preview_every)
-    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-        try:
-            stream = client.stream_generate(
-                prompt,
-                model=model,
-                negative_prompt=negative,
-                width=width,
-                height=height,
-                step_count=steps,
-                guidance_scale=guidance,
-                seed=seed,
-                sampler=sampler,
-                sample_count=samples,
-                output_format=plan.output_format,
-                preview_interval=interval,
-            )
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        run = _Run(prompt=prompt, output=plan, preview=PreviewFile(preview) if preview else None)
-        with stream:
-            run.follow(stream, quiet=quiet)
+    interval = _preview_interval(preview, preview_interval)
+    stream = client.stream_generate(
+        prompt,
+        model=model,
+        negative_prompt=negative_prompt,
+        width=width,
+        height=height,
+        step_count=step_count,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        sampler=sampler,
+        sample_count=sample_count,
+        output_format=plan.output_format,
+        preview_interval=interval,
+    )
+    run = _Run(prompt=prompt, output=plan, preview=PreviewFile(preview) if preview else None)
+    with stream:
+        run.follow(stream, quiet=quiet)
     if as_json:
         sys.stdout.write(run.as_json() + "\n")
     elif not quiet:

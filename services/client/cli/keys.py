@@ -49,9 +49,10 @@ def create(
             help=f"Of {', '.join(SCOPES.names)}; all but admin when left out.",
         ),
     ] = "",
-    expires_in_days: Annotated[
+    lifetime: Annotated[
         int | None,
         typer.Option(
+            "--expires-in-days",
             min=1,
             max=timedelta.max.days,
             metavar="DAYS",
@@ -62,12 +63,8 @@ def create(
 ) -> None:
     """Create a key. It is shown this once."""
     named = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    lifetime = None if expires_in_days is None else timedelta(days=expires_in_days)
-    try:
-        made = client.admin.create_key(account, name, scopes=named, lifetime=lifetime)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--scopes") from None
-    _show(made, as_json)
+    span = None if lifetime is None else timedelta(days=lifetime)
+    _show(client.admin.create_key(account, name, scopes=named, lifetime=span), as_json)
 
 
 @app.command("list")
@@ -100,9 +97,10 @@ def list_keys(
 def rotate(
     client: Client,
     key_id: _KeyId,
-    overlap_hours: Annotated[
+    overlap: Annotated[
         float,
         typer.Option(
+            "--overlap-hours",
             min=0,
             max=timedelta.max.days * 24,
             metavar="HOURS",
@@ -112,7 +110,7 @@ def rotate(
     as_json: JsonOption = False,
 ) -> None:
     """Create a key in place of another, which expires after the overlap. It is shown this once."""
-    _show(client.admin.rotate_key(key_id, overlap=timedelta(hours=overlap_hours)), as_json)
+    _show(client.admin.rotate_key(key_id, overlap=timedelta(hours=overlap)), as_json)
 
 
 @app.command()

@@ -13,32 +13,21 @@ from rich.console import Console
 from rich.text import Text
 
 from services.client.catalog import ImageDefaults, ImageLimits, Model, UpscaleLimits
-from services.client.cli.connection import (
-    AddressOption,
-    KeyFileOption,
-    TimeoutOption,
-    TlsOption,
-    connect,
-)
+from services.client.cli.remote import JsonOption, with_server
 from services.client.cli.tables import new_table, print_table
-from services.client.endpoint import DEFAULT_ADDRESS
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from services.client.client import Client
 
 
+@with_server
 def models(
+    client: Client,
     words: Annotated[
         bool, typer.Option("--words", help="Show the words that each model knows.")
     ] = False,
     as_json: JsonOption = False,
-    address: AddressOption = DEFAULT_ADDRESS,
-    tls: TlsOption = False,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = None,
 ) -> None:
     """List the models with their limits and defaults."""
-    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-        found = client.models()
+    found = client.models()
     if as_json:
         sys.stdout.write(json.dumps([asdict(model) for model in found], indent=2) + "\n")
     elif words:
@@ -47,16 +36,10 @@ def models(
         _print_table(found)
 
 
-def whoami(
-    as_json: JsonOption = False,
-    address: AddressOption = DEFAULT_ADDRESS,
-    tls: TlsOption = False,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_server
+def whoami(client: Client, as_json: JsonOption = False) -> None:
     """Show the account and the key that calls are made with."""
-    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-        account = client.account()
+    account = client.account()
     created = account.key_create_time
     if as_json:
         values = {**asdict(account), "key_create_time": created and created.isoformat()}

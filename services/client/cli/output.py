@@ -56,12 +56,12 @@ class Output:
 
 
 def plan_output(path: Path | None, output_format: str | None, sample_count: int | None) -> Output:
-    """Return where pictures go. A usage error when that cannot work, before anything is drawn."""
+    """Return where pictures go. A usage error when that cannot work, before anything is drawn.
+
+    Raises ArgumentError for an unknown format.
+    """
     if output_format is not None:
-        try:
-            IMAGE_FORMATS.number(output_format)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--format") from None
+        IMAGE_FORMATS.number(output_format, field="output_format")
     if path == Path(STDOUT):
         if (sample_count or 1) > 1:
             raise typer.BadParameter("standard output takes one picture", param_hint="--output")

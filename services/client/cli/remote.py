@@ -3,7 +3,9 @@
     @with_server
     def tiers(client: Client, as_json: JsonOption = False) -> None: ...
 
-The command has the function's own parameters, then those of `connect`.
+The command has the function's own parameters, then those of `connect`. A failed call, and an
+argument that no request can hold, end it with a few lines that name the option; for that the
+parameters are named like the fields of the request, see `FieldNames`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,13 @@ from services.client.cli.connection import (
     TlsOption,
     connect,
 )
+from services.client.cli.failure import describe, print_failure
+from services.client.cli.field_names import FieldNames
 from services.client.client import Client
 from services.client.endpoint import DEFAULT_ADDRESS
+from services.client.errors import ArgumentError, LimnerError
+
+_FAILED = 1
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -39,14 +46,23 @@ def with_server(function: Callable[Concatenate[Client, ...], None]) -> Callable[
     @functools.wraps(function)
     def command(
         *arguments: Any,
+        context: typer.Context,
         address: str,
         tls: bool,
         key_file: Path | None,
         timeout: float | None,
         **options: Any,
     ) -> None:
+        name_of = FieldNames(context)
         with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-            function(client, *arguments, **options)
+            try:
+                function(client, *arguments, **options)
+            except ArgumentError as error:
+                hint = name_of(error.field)
+                raise typer.BadParameter(error.description, param_hint=hint) from None
+            except LimnerError as error:
+                print_failure(describe(error, name_of))
+                raise typer.Exit(_FAILED) from None
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     parameters = [*own, *_server_parameters()]
@@ -83,6 +99,7 @@ def _plain(value: object) -> object:
 def _server_parameters() -> list[inspect.Parameter]:
     kind = inspect.Parameter.KEYWORD_ONLY
     annotations: dict[str, tuple[Any, Any]] = {
+        "context": (typer.Context, inspect.Parameter.empty),
         "address": (AddressOption, DEFAULT_ADDRESS),
         "tls": (TlsOption, False),
         "key_file": (KeyFileOption, None),

@@ -35,19 +35,22 @@ def train(
     token: Annotated[
         str | None, typer.Option(help="Word that will mean the subject (sks by default).")
     ] = None,
-    base: Annotated[
+    base_model: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="Model to start from.")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="lora (by default), or full for everything.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    name: Annotated[
+    model_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model is called BASE@NAME; else after the job."),
+        typer.Option(
+            "--name", metavar="NAME", help="The model is called BASE@NAME; else after the job."
+        ),
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Prompt of the subject (a photo of TOKEN CLASS by default).")
+    instance_prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Prompt of the subject (a photo of TOKEN CLASS by default)."),
     ] = None,
     class_prompt: Annotated[
         str | None, typer.Option(help="Prompt of the class (a photo of a CLASS by default).")
@@ -58,14 +61,19 @@ def train(
     captions: Annotated[
         bool, typer.Option("--captions", help="Take what a picture shows from NAME.txt beside it.")
     ] = False,
-    config: Annotated[
+    configuration_yaml: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="YAML with further settings.", exists=True, dir_okay=False
+            "--config",
+            metavar="FILE",
+            help="YAML with further settings.",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
-    webhook: Annotated[
-        str | None, typer.Option(metavar="URL", help="Who is told of changes of state.")
+    webhook_url: Annotated[
+        str | None,
+        typer.Option("--webhook", metavar="URL", help="Who is told of changes of state."),
     ] = None,
     webhook_secret: Annotated[
         str | None,
@@ -79,9 +87,11 @@ def train(
             "--samples", metavar="DIR", help="Folder for sample pictures (named after the job)."
         ),
     ] = None,
-    key: Annotated[
+    idempotency_key: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="A repeated command with this key is the same job."),
+        typer.Option(
+            "--key", metavar="KEY", help="A repeated command with this key is the same job."
+        ),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Print the job's id and do not wait.")
@@ -97,20 +107,20 @@ def train(
     Example: limner train ./photos --token sks --class dog
     """
     asked = plan_request(
-        config,
+        configuration_yaml,
         class_word=class_word,
         prior=prior,
         steps=steps,
-        base_model=base,
+        base_model=base_model,
         token=token,
         method=method,
-        model_name=name,
-        instance_prompt=prompt,
+        model_name=model_name,
+        instance_prompt=instance_prompt,
         class_prompt=class_prompt,
-        webhook_url=webhook,
-        webhook_secret=webhook_secret if webhook else None,
+        webhook_url=webhook_url,
+        webhook_secret=webhook_secret if webhook_url else None,
     )
-    asked = replace(asked, options={**asked.options, "idempotency_key": key})
+    asked = replace(asked, options={**asked.options, "idempotency_key": idempotency_key})
     asked = replace(asked, base_model=asked.base_model or _only_base(client))
     console = Console(stderr=True, highlight=False)
     dataset = _upload(client, find_photos(photos), asked, captions=captions)
@@ -200,15 +210,12 @@ def _upload(client: Client, photos: list[Path], asked: TrainRequest, *, captions
 
 def _ask(client: Client, dataset: Dataset, asked: TrainRequest, *, dry_run: bool) -> TrainingJob:
     ask = client.trainings.plan if dry_run else client.trainings.create
-    try:
-        return ask(
-            dataset.id,
-            base_model=asked.base_model,
-            instance_prompt=asked.instance_prompt,
-            **asked.options,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--method") from None
+    return ask(
+        dataset.id,
+        base_model=asked.base_model,
+        instance_prompt=asked.instance_prompt,
+        **asked.options,
+    )
 
 
 def _print_warnings(console: Console, job: TrainingJob) -> None:

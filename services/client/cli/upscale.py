@@ -13,15 +13,9 @@ import typer
 from rich.console import Console
 
 from services.client.cli.call_display import CallDisplay
-from services.client.cli.connection import (
-    AddressOption,
-    KeyFileOption,
-    TimeoutOption,
-    TlsOption,
-    connect,
-)
 from services.client.cli.output import plan_output
-from services.client.endpoint import DEFAULT_ADDRESS
+from services.client.cli.remote import with_server
+from services.client.client import Client
 from services.client.enum_names import IMAGE_FORMATS
 from services.client.events import Queued
 from services.client.stream import UpscaleStream
@@ -33,7 +27,9 @@ from services.client.upscale_events import (
 )
 
 
+@with_server
 def upscale(
+    client: Client,
     image: Annotated[
         Path,
         typer.Argument(
@@ -54,11 +50,14 @@ def upscale(
         float | None, typer.Option(help="Factor by which width and height grow, 2 to 4.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Name of the model.")] = None,
-    denoise: Annotated[
+    denoise_strength: Annotated[
         float | None,
-        typer.Option(help="How much noise to remove, 0 to 1, with a model that has the choice."),
+        typer.Option(
+            "--denoise",
+            help="How much noise to remove, 0 to 1, with a model that has the choice.",
+        ),
     ] = None,
-    image_format: Annotated[
+    output_format: Annotated[
         str | None,
         typer.Option(
             "--format",
@@ -70,35 +69,27 @@ def upscale(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the resolved values and the file as JSON.")
     ] = False,
-    address: AddressOption = DEFAULT_ADDRESS,
-    tls: TlsOption = False,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = None,
 ) -> None:
     """Make a picture larger.
 
     Example: limner upscale in.jpg -o out.png --scale 4
     """
     if output is None:
-        suffix = image_format.lower().replace("jpeg", "jpg") if image_format else "png"
+        suffix = output_format.lower().replace("jpeg", "jpg") if output_format else "png"
         output = Path(f"{image.stem}-large.{suffix}")
-    plan = plan_output(output, image_format, 1)
+    plan = plan_output(output, output_format, 1)
     if as_json and plan.is_stdout:
         raise typer.BadParameter("both want standard output", param_hint="--json and --output")
     started_at = time.monotonic()
-    with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-        try:
-            stream = client.stream_upscale(
-                image,
-                model=model,
-                scale=scale,
-                denoise_strength=denoise,
-                output_format=plan.output_format,
-            )
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        with stream:
-            accepted, larger = _follow(stream, quiet=quiet)
+    stream = client.stream_upscale(
+        image,
+        model=model,
+        scale=scale,
+        denoise_strength=denoise_strength,
+        output_format=plan.output_format,
+    )
+    with stream:
+        accepted, larger = _follow(stream, quiet=quiet)
     if plan.is_stdout:
         sys.stdout.buffer.write(larger.data)
         sys.stdout.buffer.flush()

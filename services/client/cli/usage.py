@@ -25,21 +25,23 @@ def usage(
     account: Annotated[
         str, typer.Option(help="Another account than the caller's; needs an admin key.")
     ] = "",
-    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="Another month, in UTC.")] = "",
+    period: Annotated[
+        str, typer.Option("--month", metavar="YYYY-MM", help="Another month, in UTC.")
+    ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on and show changes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the requests and credits of a month."""
-    if watch and (account or month):
+    if watch and (account or period):
         raise typer.BadParameter("shows the caller's current month only", param_hint="--watch")
     show = print_json if as_json else _print_usage
     if watch:
         for current in client.watch_usage():
             show(current)
     elif account:
-        show(client.admin.usage(account, month))
+        show(client.admin.usage(account, period))
     else:
-        show(client.usage(month))
+        show(client.usage(period))
 
 
 @with_server
