@@ -16,7 +16,6 @@ from services.client.errors import decode_error
 from services.client.retry import Attempts
 from services.client.training_jobs import (
     Dataset,
-    Picture,
     TrainingEvent,
     TrainingJob,
     TrainOptions,
@@ -24,8 +23,8 @@ from services.client.training_jobs import (
     build_create,
     read_dataset,
     read_job,
-    upload_messages,
 )
+from services.client.upload import Picture, Upload
 
 _Request = TypeVar("_Request", contravariant=True)
 _Response = TypeVar("_Response", covariant=True)
@@ -65,10 +64,15 @@ class AsyncTrainings:
     async def upload(self, pictures: Iterable[Picture], *, captions: bool = False) -> Dataset:
         """Upload pictures to learn from; see `Trainings.upload`."""
         timeout_s = self._attempts().remaining_s()
+        upload = Upload(pictures, captions=captions)
         try:
             response = await self._stub.UploadDataset(
-                _in_threads(pictures, captions), timeout=timeout_s, metadata=self._metadata
+                _in_threads(upload), timeout=timeout_s, metadata=self._metadata
             )
+        except asyncio.CancelledError:  # what grpc makes of messages that end with an error
+            if upload.failure is not None:
+                raise upload.failure from None
+            raise
         except grpc.aio.AioRpcError as failure:
             raise decode_error(failure) from failure
         return read_dataset(response)
@@ -159,10 +163,8 @@ class AsyncTrainings:
         await self._call(self._stub.DeleteTrainingJob, request, repeatable=False)
 
 
-async def _in_threads(
-    pictures: Iterable[Picture], captions: bool
-) -> AsyncIterator[training_pb2.UploadDatasetRequest]:
+async def _in_threads(upload: Upload) -> AsyncIterator[training_pb2.UploadDatasetRequest]:
     """The messages of an upload; files are read without the event loop's waiting."""
-    messages = upload_messages(list(pictures), captions=captions)
+    messages = iter(upload)
     while (message := await asyncio.to_thread(next, messages, None)) is not None:
         yield message

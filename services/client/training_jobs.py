@@ -7,11 +7,10 @@ answer lists all violations.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from limner.v1 import training_pb2
@@ -23,10 +22,6 @@ from services.client.enum_names import (
 from services.client.files import write_whole
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-_CHUNK_BYTES = 256 * 1024
-
-Picture: TypeAlias = str | PathLike[str] | tuple[str, bytes]
-"""The path of a picture, or its name and its encoded bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,24 +162,6 @@ def build_create(
     return request
 
 
-def upload_messages(
-    pictures: Iterable[Picture], *, captions: bool = False
-) -> Iterator[training_pb2.UploadDatasetRequest]:
-    """Yield the messages of an upload, a chunk at a time. Raises OSError for unreadable files.
-
-    With `captions`, what a picture shows is taken from the `.txt` file beside it, if there is one.
-    """
-    for picture in pictures:
-        name, chunks = _chunks(picture)
-        yield training_pb2.UploadDatasetRequest(
-            file_name=name,
-            data=next(chunks, b""),
-            caption=_caption(picture) if captions else None,
-        )
-        for chunk in chunks:
-            yield training_pb2.UploadDatasetRequest(data=chunk)
-
-
 def read_dataset(message: training_pb2.UploadDatasetResponse) -> Dataset:
     """Return the dataset in an answer."""
     return Dataset(id=message.dataset_id, picture_count=message.picture_count)
@@ -255,24 +232,3 @@ def _progress(message: training_pb2.TrainingProgress) -> TrainingProgress:
         eta_s=message.eta.ToTimedelta().total_seconds() if message.HasField("eta") else None,
         class_picture_count=message.class_picture_count,
     )
-
-
-def _chunks(picture: Picture) -> tuple[str, Iterator[bytes]]:
-    if isinstance(picture, tuple):
-        name, data = picture
-        return name, (data[i : i + _CHUNK_BYTES] for i in range(0, len(data), _CHUNK_BYTES))
-    path = Path(picture)
-    return path.name, _read(path)
-
-
-def _caption(picture: Picture) -> str | None:
-    if isinstance(picture, tuple):
-        return None
-    path = Path(picture).with_suffix(".txt")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk

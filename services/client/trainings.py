@@ -23,7 +23,6 @@ from services.client.errors import decode_error
 from services.client.retry import Attempts
 from services.client.training_jobs import (
     Dataset,
-    Picture,
     TrainingEvent,
     TrainingJob,
     TrainOptions,
@@ -31,8 +30,8 @@ from services.client.training_jobs import (
     build_create,
     read_dataset,
     read_job,
-    upload_messages,
 )
+from services.client.upload import Picture, Upload
 
 _PAGE_SIZE = 100
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
@@ -57,16 +56,18 @@ class Trainings:
 
         With `captions`, what a picture shows is taken from the `.txt` file beside it.
 
-        Raises InvalidRequest with what is wrong with each, and OSError for an unreadable file.
+        Raises InvalidRequest with what is wrong with each, OSError for an unreadable file, and
+        ArgumentError for a name or caption that no message holds.
         """
         timeout_s = self._attempts().remaining_s()
+        upload = Upload(pictures, captions=captions)
         try:
             response = self._stub.UploadDataset(
-                upload_messages(list(pictures), captions=captions),
-                timeout=timeout_s,
-                metadata=self._metadata,
+                iter(upload), timeout=timeout_s, metadata=self._metadata
             )
         except grpc.RpcError as failure:
+            if upload.failure is not None:
+                raise upload.failure from None
             raise decode_error(failure) from failure
         return read_dataset(response)
 

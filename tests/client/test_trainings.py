@@ -18,6 +18,7 @@ import pytest
 
 from limner.v1 import training_pb2
 from services.client import (
+    ArgumentError,
     AsyncClient,
     Client,
     InvalidRequest,
@@ -26,7 +27,7 @@ from services.client import (
     TrainingSample,
 )
 from services.client.cli.app import run
-from services.client.training_jobs import upload_messages
+from services.client.upload import Picture, Upload
 from tests.client.scripted_server import PNG
 from tests.client.scripted_trainer import ScriptedTrainer, State, drew, is_at, is_away, job, says
 
@@ -60,9 +61,50 @@ def limner(trainer: ScriptedTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_an_upload_is_cut_into_chunks_and_names_each_picture_once() -> None:
     data = bytes(600_000)
-    messages = list(upload_messages([("a.png", data), ("empty.png", b"")]))
+    messages = list(Upload([("a.png", data), ("empty.png", b"")]))
     assert [message.HasField("file_name") for message in messages] == [True, False, False, True]
     assert b"".join(message.data for message in messages[:3]) == data
+
+
+@pytest.mark.parametrize(
+    ("picture", "complaint"),
+    [
+        ("gone.png", "No such file or directory: 'gone.png'"),
+        (("\udcff.png", b""), r"pictures: the name '\\udcff.png' cannot be written in UTF-8"),
+        ("photos/a.png", "pictures: photos/a.txt is no UTF-8"),
+    ],
+)
+def test_both_clients_tell_which_picture_cannot_be_sent(
+    trainer: ScriptedTrainer,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    picture: Picture,
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos / "a.txt").write_bytes(b"\xff")
+
+    async def with_await() -> None:
+        async with AsyncClient(trainer.address) as client:
+            await client.trainings.upload([picture], captions=True)
+
+    with (
+        Client(trainer.address) as client,
+        pytest.raises((OSError, ArgumentError), match=complaint),
+    ):
+        client.trainings.upload([picture], captions=True)
+    with pytest.raises((OSError, ArgumentError), match=complaint):
+        asyncio.run(with_await())
+
+
+def test_a_picture_that_cannot_be_sent_is_a_line(
+    trainer: ScriptedTrainer, photos: Path, limner: Limner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "folder.png").mkdir()
+    (photos / "a.txt").write_bytes(b"\xff")
+    assert limner("train", str(photos), "--dry-run") == 0
+    assert limner("train", str(photos), "--dry-run", "--captions") == 2
+    assert "Invalid value for PHOTOS: " in capsys.readouterr().err
 
 
 def test_a_watch_outlives_its_server_and_repeats_nothing(trainer: ScriptedTrainer) -> None:

@@ -78,9 +78,13 @@ def plan_request(
 def _pictures(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(each for each in path.iterdir() if each.suffix.lower() in _SUFFIXES)
+            yield from sorted(each for each in path.iterdir() if _is_picture(each))
         else:
             yield path
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.is_dir()
 
 
 def _read(path: Path) -> dict[str, Any]:
