@@ -23,5 +23,7 @@ def _run() -> int:
     except ModuleNotFoundError:
         sys.exit("the limner command needs one more step: pip install 'limner[cli]'")
     from services.client.cli.app import run
+    from services.client.cli.standard_streams import fill_standard_streams
 
+    fill_standard_streams()
     return run()

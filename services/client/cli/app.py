@@ -19,6 +19,7 @@ from services.client.cli.generate import generate
 from services.client.cli.keys import app as keys
 from services.client.cli.listing import models, whoami
 from services.client.cli.plugins import CommandGroup
+from services.client.cli.standard_streams import flush_output
 from services.client.cli.train import train
 from services.client.cli.trainings import app as trainings
 from services.client.cli.upscale import upscale
@@ -47,13 +48,23 @@ app.add_typer(keys, name="keys")
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, the process's own by default, and return the exit code."""
     try:
-        app(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            flush_output()
+    except BrokenPipeError:  # the reader, like `head`, has had enough
+        return 1
     except OSError as error:
         print_failure(describe_os_error(error))
         return 1
     except UnicodeEncodeError as error:
         print_failure(describe_encode_error(error))
         return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        app(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
