@@ -55,7 +55,7 @@ class Client:
     LIMNER_API_KEY. `tls=True` trusts the system's authorities; `credentials` sets others.
     `timeout_s` bounds every call, its retries included; None waits as long as it takes.
 
-    Raises ValueError for a key that cannot be sent.
+    Raises ArgumentError for an address that is none, and for a key that cannot be sent.
     """
 
     def __init__(

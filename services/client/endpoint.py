@@ -7,14 +7,18 @@ LIMNER_API_KEY stand in for arguments that are None.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 import grpc
+
+from services.client.errors import ArgumentError
 
 ADDRESS_VARIABLE = "LIMNER_ADDRESS"
 API_KEY_VARIABLE = "LIMNER_API_KEY"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
+_ADDRESS = re.compile(r"(?:dns:///)?(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -45,12 +49,16 @@ def resolve_endpoint(
 ) -> Endpoint:
     """Return the endpoint that arguments and environment describe.
 
-    Raises ValueError for a key that cannot be sent; the message does not show the key.
+    Raises ArgumentError for an address that is none, and for a key that cannot be sent; that
+    message does not show the key.
     """
+    if address is None:
+        address = os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+    _check_address(address)
     if credentials is None and tls:
         credentials = grpc.ssl_channel_credentials()
     return Endpoint(
-        address=address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+        address=address,
         metadata=_authorization(api_key or os.environ.get(API_KEY_VARIABLE)),
         credentials=credentials,
     )
@@ -61,10 +69,21 @@ def is_loopback(address: str) -> bool:
     return address.rpartition(":")[0] in _LOOPBACK_HOSTS
 
 
+def _check_address(address: str) -> None:
+    """Raise ArgumentError unless grpc would take the address as it is meant.
+
+    It takes the port modulo 65536, and 443 where there is none.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        allowed = "must be HOST:PORT, an IPv6 host in brackets, with a port of 1 to 65535"
+        raise ArgumentError("address", f"{allowed}; got {address!r}")
+
+
 def _authorization(api_key: str | None) -> tuple[tuple[str, str], ...]:
     key = (api_key or "").strip()
     if not key:
         return ()
     if not key.isascii() or not key.isprintable():
-        raise ValueError("the API key contains characters that no key has")
+        raise ArgumentError("api_key", "the API key contains characters that no key has")
     return (("authorization", f"Bearer {key}"),)

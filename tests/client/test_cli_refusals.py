@@ -8,6 +8,7 @@ import typer
 from google.rpc import error_details_pb2
 
 from limner.v1 import generation_pb2, upscale_pb2
+from services.client import ArgumentError, Client
 from services.client.cli.app import app
 from services.client.cli.field_names import FieldNames
 from tests.client import scripted_server as script
@@ -90,3 +91,25 @@ def test_what_no_request_can_hold_is_wrong_usage_of_its_option(
     assert limner("generate", "dog", *line.split()) == 2
     assert f"Invalid value for {option}: " in capsys.readouterr().err
     assert server.call_count == 0
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("host:99999", "127.0.0.1:65536", "host:-1", "host:0", "host:", "host", ":50051", ""),
+        *("http://host:50051", "host:50051/", "::1:50051", "[::1]", "a b:1", "host:٣", "unix:/s"),
+    ],
+)
+def test_an_address_that_grpc_would_take_for_another_is_refused(
+    limner: Limner, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    with pytest.raises(ArgumentError, match=r"address: must be HOST:PORT"):
+        Client(address)
+    assert limner("whoami", "--address", address) == 2
+    assert "Invalid value for --address: must be HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["a-b.c:1", "[::1]:65535", "[fe80::1%eth0]:8", "dns:///pod:50"])
+def test_addresses_of_every_kind_are_taken(address: str) -> None:
+    with Client(address) as client:
+        assert client.address == address

@@ -15,6 +15,7 @@ from services.client.endpoint import (
     DEFAULT_ADDRESS,
     is_loopback,
 )
+from services.client.errors import ArgumentError
 
 LOCAL_KEY_FILE = Path("limner-data/api-key")
 """Where `limner up` leaves the key of its first account, below the folder that it is started in."""
@@ -54,27 +55,40 @@ def connect(
     key_file: Path | None = None,
     timeout_s: float | None = None,
 ) -> Client:
-    """Return a client for the options; a usage error when the key cannot be read."""
+    """Return a client for the options; a usage error when the key cannot be read or sent.
+
+    Raises ArgumentError for an address that is none.
+    """
+    hint = None if key_file is None else "--key-file"
     try:
         key = _find_key(address, key_file)
         return Client(address, api_key=key, tls=tls, timeout_s=timeout_s)
     except OSError as error:
-        raise typer.BadParameter(f"cannot read the key: {error}", param_hint="--key-file") from None
-    except ValueError as error:
-        hint = None if key_file is None else "--key-file"
-        raise typer.BadParameter(f"cannot use the key: {error}", param_hint=hint) from None
+        raise typer.BadParameter(f"cannot read the key: {error}", param_hint=hint) from None
+    except ArgumentError as error:
+        if error.field != "api_key":
+            raise
+        wrong = f"cannot use the key: {error.description}"
+        raise typer.BadParameter(wrong, param_hint=hint) from None
 
 
 def _find_key(address: str, key_file: Path | None) -> str | None:
     """Return the key to send; the local one never leaves this machine unless asked for by name."""
     if key_file is not None:
-        key = key_file.read_text().strip()
+        key = _read(key_file)
         if not key:  # the key of the environment must not stand in for it
-            raise ValueError(f"the file {key_file} is empty")
+            raise ArgumentError("api_key", f"the file {key_file} is empty")
         return key
     from_environment = os.environ.get(API_KEY_VARIABLE)
     if from_environment:
         return from_environment
     if is_loopback(address) and LOCAL_KEY_FILE.is_file():
-        return LOCAL_KEY_FILE.read_text().strip()
+        return _read(LOCAL_KEY_FILE)
     return None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except UnicodeDecodeError as error:
+        raise ArgumentError("api_key", str(error)) from None

@@ -54,15 +54,15 @@ def with_server(function: Callable[Concatenate[Client, ...], None]) -> Callable[
         **options: Any,
     ) -> None:
         name_of = FieldNames(context)
-        with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
-            try:
+        try:
+            with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
                 function(client, *arguments, **options)
-            except ArgumentError as error:
-                hint = name_of(error.field)
-                raise typer.BadParameter(error.description, param_hint=hint) from None
-            except LimnerError as error:
-                print_failure(describe(error, name_of))
-                raise typer.Exit(_FAILED) from None
+        except ArgumentError as error:
+            hint = name_of(error.field)
+            raise typer.BadParameter(error.description, param_hint=hint) from None
+        except LimnerError as error:
+            print_failure(describe(error, name_of))
+            raise typer.Exit(_FAILED) from None
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     parameters = [*own, *_server_parameters()]
