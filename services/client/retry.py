@@ -2,17 +2,21 @@
 
 A call is repeated when the server was UNAVAILABLE and nothing of the answer had arrived. After the
 first event a picture may be half drawn, and only the caller knows whether to start over. A full
-queue is not retried either: the server asks for less, and callers should see that.
+queue is not retried either: the server asks for less, and callers should see that. A server that
+says that it is not ready, as while it starts, can be waited for longer than one that is away.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.client.errors import LimnerError, Unavailable
 
+_NOT_READY = "NOT_READY"
+_MOST_DOUBLINGS = 30
 _LONGEST_TIMEOUT_S = 2.0**31
 """Longer is without end: grpc takes a deadline of centuries for one that has passed."""
 
@@ -27,6 +31,10 @@ class RetryPolicy:
     """Wait before the second attempt; doubles from one to the next, less up to half at random."""
     max_delay_s: float = 5.0
     """Longest wait. A server that asks for more gets no further attempt."""
+    not_ready_patience_s: float = 0.0
+    """For so long after the call began a server that is not ready is asked again, however often."""
+    on_not_ready: Callable[[LimnerError], None] | None = None
+    """Hears of every answer that such a server is waited for after."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a policy that makes no sense."""
@@ -42,6 +50,7 @@ class Attempts:
         if timeout_s is not None and timeout_s > _LONGEST_TIMEOUT_S:
             timeout_s = None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._patient_until = time.monotonic() + policy.not_ready_patience_s
         self._failed_count = 0
 
     def remaining_s(self) -> float | None:
@@ -60,12 +69,19 @@ class Attempts:
         self._failed_count += 1
         if answered or not isinstance(error, Unavailable):
             raise error
-        backoff_s = self._policy.initial_delay_s * 2.0 ** (self._failed_count - 1)
+        doublings = min(self._failed_count - 1, _MOST_DOUBLINGS)
+        backoff_s = self._policy.initial_delay_s * 2.0**doublings
         backoff_s = min(backoff_s, self._policy.max_delay_s) * random.uniform(0.5, 1.0)
         delay_s = max(backoff_s, error.retry_after_s or 0.0)
         remaining_s = self.remaining_s()
         out_of_time = remaining_s is not None and delay_s >= remaining_s
         impatient = delay_s > self._policy.max_delay_s
-        if out_of_time or impatient or self._failed_count >= self._policy.max_attempts:
+        waits = error.reason == _NOT_READY and time.monotonic() < self._patient_until
+        if out_of_time or impatient or not (waits or self._attempts_are_left()):
             raise error
+        if waits and self._policy.on_not_ready is not None:
+            self._policy.on_not_ready(error)
         return delay_s
+
+    def _attempts_are_left(self) -> bool:
+        return self._failed_count < self._policy.max_attempts

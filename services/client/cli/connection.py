@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from services.client.client import Client
 from services.client.endpoint import (
@@ -15,10 +17,14 @@ from services.client.endpoint import (
     DEFAULT_ADDRESS,
     is_loopback,
 )
-from services.client.errors import ArgumentError
+from services.client.errors import ArgumentError, LimnerError
+from services.client.retry import RetryPolicy
 
 LOCAL_KEY_FILE = Path("limner-data/api-key")
 """Where `limner up` leaves the key of its first account, below the folder that it is started in."""
+
+_PATIENCE_S = 120.0
+"""A first start exports the graphs of its model, which takes about a minute."""
 
 _SERVER = "Server"
 
@@ -54,15 +60,20 @@ def connect(
     tls: bool = False,
     key_file: Path | None = None,
     timeout_s: float | None = None,
+    quiet: bool = False,
 ) -> Client:
     """Return a client for the options; a usage error when the key cannot be read or sent.
 
+    A server that is starting is waited for, which is said unless `quiet`.
     Raises ArgumentError for an address that is none.
     """
     hint = None if key_file is None else "--key-file"
     try:
         key = _find_key(address, key_file)
-        return Client(address, api_key=key, tls=tls, timeout_s=timeout_s)
+        retry = RetryPolicy(
+            not_ready_patience_s=_PATIENCE_S, on_not_ready=None if quiet else _Waiting().tell
+        )
+        return Client(address, api_key=key, tls=tls, timeout_s=timeout_s, retry=retry)
     except OSError as error:
         raise typer.BadParameter(f"cannot read the key: {error}", param_hint=hint) from None
     except ArgumentError as error:
@@ -70,6 +81,20 @@ def connect(
             raise
         wrong = f"cannot use the key: {error.description}"
         raise typer.BadParameter(wrong, param_hint=hint) from None
+
+
+class _Waiting:
+    """Says once that a server is waited for."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def tell(self, error: LimnerError) -> None:
+        """Take another answer of a server that is not ready."""
+        if not self._is_told:
+            self._is_told = True
+            line = f"{error}: waiting for up to {_PATIENCE_S:g} s"
+            Console(stderr=True, soft_wrap=True).print(Text(line, style="yellow"))
 
 
 def _find_key(address: str, key_file: Path | None) -> str | None:

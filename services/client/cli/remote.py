@@ -55,7 +55,13 @@ def with_server(function: Callable[Concatenate[Client, ...], None]) -> Callable[
     ) -> None:
         name_of = FieldNames(context)
         try:
-            with connect(address, tls=tls, key_file=key_file, timeout_s=timeout) as client:
+            with connect(
+                address,
+                tls=tls,
+                key_file=key_file,
+                timeout_s=timeout,
+                quiet=options.get("quiet", False),
+            ) as client:
                 function(client, *arguments, **options)
         except ArgumentError as error:
             hint = name_of(error.field)
