@@ -79,12 +79,19 @@ class FollowedFile(Generic[_Value]):
 def read_configuration(path: Path, content: type[_Content]) -> _Content:
     """What is in the file at `path`. Raises ConfigurationFileError."""
     try:
-        return content.model_validate(yaml.load(path.read_bytes(), Loader=_StrictLoader))
+        return content.model_validate(yaml.load(_read_regular(path), Loader=_StrictLoader))
     except ValidationError as error:
         mistakes = "\n".join(f"  {_mistake(detail)}" for detail in error.errors())
         raise ConfigurationFileError(f"mistakes in {path}:\n{mistakes}") from None
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigurationFileError(f"{path} cannot be read: {error}") from error
+
+
+def _read_regular(path: Path) -> bytes:
+    """What is in a file that has an end: a pipe would let the reader wait, perhaps for ever."""
+    if not path.is_file() and path.exists():
+        raise OSError("it is no regular file")
+    return path.read_bytes()
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,11 @@ def test_what_is_no_file_of_tiers_is_refused(read, text):
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(ConfigurationFileError, match=r"nowhere\.yaml cannot be read"):
         read_tiers(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_has_no_end_to_read_to_is_refused(tmp_path, make):
+    path = tmp_path / "tiers.yaml"
+    make(path)
+    with pytest.raises(ConfigurationFileError, match=r"cannot be read: it is no regular file"):
+        read_tiers(path)
