@@ -118,6 +118,7 @@ def test_notices_are_shown(
     [
         ("-o nowhere/d.png", "there is no folder nowhere"),
         ("-o folder.png", "folder.png is a folder"),
+        ("-o .", ". is a folder"),
         ("-o d.gif", "d.gif does not end in .png, .jpg, .jpeg, .webp"),
         ("-o d.png --format webp", "webp does not go with the name d.png"),
         ("--format tiff", "one of png, jpeg, webp"),

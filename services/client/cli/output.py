@@ -66,8 +66,8 @@ def plan_output(path: Path | None, output_format: str | None, sample_count: int 
         if (sample_count or 1) > 1:
             raise typer.BadParameter("standard output takes one picture", param_hint="--output")
     else:
-        output_format = _check_format(path, output_format)
         check_writable(path or Path("picture"), option="--output")
+        output_format = _check_format(path, output_format)
     return Output(path=path, output_format=output_format)
 
 
