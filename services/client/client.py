@@ -181,21 +181,27 @@ class Client:
         """Yield what the account uses this month, at once and whenever it changes.
 
         The server looks every `interval_s` seconds, 1 to 3600, by default 5. Goes on until the
-        iterator is closed or the call fails: raises LimnerError.
+        iterator is closed or the call fails: raises LimnerError. A server that is away meanwhile is
+        asked again, as often as the client's policy says.
         """
         method = account_pb2_grpc.AccountServiceStub(self._channel).WatchUsage
-        call = method(
-            watch_request(interval_s),
-            timeout=self._attempts(timeout_s).remaining_s(),
-            metadata=self._metadata,
-        )
-        try:
-            for response in call:
-                yield read_usage(response.usage)
-        except grpc.RpcError as failure:
-            raise decode_error(failure) from failure
-        finally:
-            call.cancel()
+        request, attempts = watch_request(interval_s), self._attempts(timeout_s)
+        last: Usage | None = None
+        while True:
+            call = method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
+            try:
+                for response in call:
+                    attempts.succeeded()
+                    usage = read_usage(response.usage)
+                    if usage != last:
+                        last = usage
+                        yield usage
+                return
+            except grpc.RpcError as failure:
+                delay_s = attempts.delay_s(decode_error(failure), answered=False)
+            finally:
+                call.cancel()
+            time.sleep(delay_s)
 
     @property
     def admin(self) -> Admin:

@@ -2,8 +2,9 @@
 
 A call is repeated when the server was UNAVAILABLE and nothing of the answer had arrived. After the
 first event a picture may be half drawn, and only the caller knows whether to start over. A full
-queue is not retried either: the server asks for less, and callers should see that. A server that
-says that it is not ready, as while it starts, can be waited for longer than one that is away.
+queue is not retried either: the server asks for less, and callers should see that. A server that is
+certain to be there can be waited for longer: one that says that it is not ready, as while it
+starts, and one that answered before.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class RetryPolicy:
     """Wait before the second attempt; doubles from one to the next, less up to half at random."""
     max_delay_s: float = 5.0
     """Longest wait. A server that asks for more gets no further attempt."""
-    not_ready_patience_s: float = 0.0
-    """For so long after the call began a server that is not ready is asked again, however often."""
-    on_not_ready: Callable[[LimnerError], None] | None = None
-    """Hears of every answer that such a server is waited for after."""
+    patience_s: float = 0.0
+    """For so long a server that is not ready, or that answered before, is asked again, however
+    often."""
+    on_wait: Callable[[LimnerError], None] | None = None
+    """Hears of every failure that such a server is waited for after."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a policy that makes no sense."""
@@ -50,7 +52,8 @@ class Attempts:
         if timeout_s is not None and timeout_s > _LONGEST_TIMEOUT_S:
             timeout_s = None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._patient_until = time.monotonic() + policy.not_ready_patience_s
+        self._patient_until = 0.0
+        self._has_answered = False
         self._failed_count = 0
 
     def remaining_s(self) -> float | None:
@@ -60,6 +63,7 @@ class Attempts:
     def succeeded(self) -> None:
         """Begin to count anew: something of the answer has arrived, and may be asked for again."""
         self._failed_count = 0
+        self._has_answered = True
 
     def delay_s(self, error: LimnerError, *, answered: bool) -> float:
         """Return how long to wait before the next attempt; raise `error` when there is none.
@@ -67,6 +71,8 @@ class Attempts:
         `answered`: whether any part of the answer had arrived.
         """
         self._failed_count += 1
+        if self._failed_count == 1:
+            self._patient_until = time.monotonic() + self._policy.patience_s
         if answered or not isinstance(error, Unavailable):
             raise error
         doublings = min(self._failed_count - 1, _MOST_DOUBLINGS)
@@ -76,11 +82,12 @@ class Attempts:
         remaining_s = self.remaining_s()
         out_of_time = remaining_s is not None and delay_s >= remaining_s
         impatient = delay_s > self._policy.max_delay_s
-        waits = error.reason == _NOT_READY and time.monotonic() < self._patient_until
+        is_there = self._has_answered or error.reason == _NOT_READY
+        waits = is_there and time.monotonic() < self._patient_until
         if out_of_time or impatient or not (waits or self._attempts_are_left()):
             raise error
-        if waits and self._policy.on_not_ready is not None:
-            self._policy.on_not_ready(error)
+        if waits and self._policy.on_wait is not None:
+            self._policy.on_wait(error)
         return delay_s
 
     def _attempts_are_left(self) -> bool:

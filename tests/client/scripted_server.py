@@ -142,6 +142,7 @@ class ScriptedServer(
         self.unary_failures: list[Callable[[grpc.ServicerContext], Any]] = []
         self.requests: list[generation_pb2.GenerateImageRequest] = []
         self.metadata: list[dict[str, str | bytes]] = []
+        self.usage_counts: list[int] = []
         self.call_count = 0
         self.ended = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
@@ -167,6 +168,16 @@ class ScriptedServer(
     def GetAccount(self, request: Any, context: Any) -> account_pb2.GetAccountResponse:
         self._record(context)
         return self.account
+
+    def WatchUsage(self, request: Any, context: Any) -> Iterator[account_pb2.WatchUsageResponse]:
+        """Tell of the next count in `usage_counts`, and be away before the one after it."""
+        self._record(context)
+        if not self.usage_counts:
+            return
+        usage = account_pb2.Usage(account="acme", request_count=self.usage_counts.pop(0))
+        yield account_pb2.WatchUsageResponse(usage=usage)
+        if self.usage_counts:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     def stop(self) -> None:
         self._server.stop(grace=None).wait()

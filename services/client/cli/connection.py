@@ -64,15 +64,14 @@ def connect(
 ) -> Client:
     """Return a client for the options; a usage error when the key cannot be read or sent.
 
-    A server that is starting is waited for, which is said unless `quiet`.
+    A server that is starting, or away in the middle of a watch, is waited for, which is said unless
+    `quiet`.
     Raises ArgumentError for an address that is none.
     """
     hint = None if key_file is None else "--key-file"
     try:
         key = _find_key(address, key_file)
-        retry = RetryPolicy(
-            not_ready_patience_s=_PATIENCE_S, on_not_ready=None if quiet else _Waiting().tell
-        )
+        retry = RetryPolicy(patience_s=_PATIENCE_S, on_wait=None if quiet else _Waiting().tell)
         return Client(address, api_key=key, tls=tls, timeout_s=timeout_s, retry=retry)
     except OSError as error:
         raise typer.BadParameter(f"cannot read the key: {error}", param_hint=hint) from None
@@ -90,7 +89,7 @@ class _Waiting:
         self._is_told = False
 
     def tell(self, error: LimnerError) -> None:
-        """Take another answer of a server that is not ready."""
+        """Take another failure of a server that is waited for."""
         if not self._is_told:
             self._is_told = True
             line = f"{error}: waiting for up to {_PATIENCE_S:g} s"
