@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.client import LimnerError
+from services.client.cli.console import Console
 from services.client.cli.failure import describe, describe_os_error
 from services.client.cli.field_names import FieldNames
 from services.client.cli.output import check_writable

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from services.client import Accepted, AsyncClient, GeneratedImage
+from services.client.cli.console import Console
 from services.client.cli.display import GenerationDisplay, facts
 from services.local.display import StartDisplay
 from services.local.picture import can_show, in_half_blocks

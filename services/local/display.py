@@ -9,11 +9,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from services.client.cli.console import Console
 from services.local.readiness import State
 
 _WORDS = {

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.console import Console
 
+from services.client.cli.console import Console
 from services.graphs.graph import GraphError
 from services.graphs.tensorrt.prebuilding import ModelSources, PrebuiltEngine, prebuild
 

@@ -9,9 +9,10 @@ import io
 
 from PIL import Image
 from rich.color import Color
-from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+
+from services.client.cli.console import Console
 
 _MAX_WIDTH = 48
 _UPPER_HALF = "▀"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from rich.console import Console
 from rich.text import Text
 
 from services.client.cli.connection import LOCAL_KEY_FILE
+from services.client.cli.console import Console
 from services.client.endpoint import DEFAULT_ADDRESS
 from services.local.display import StartDisplay, print_death
 from services.local.settings import SuiteSettings

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from services.client.cli.bar_display import BarDisplay
+from services.client.cli.console import Console
 from services.client.events import Notice, Queued
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from services.client.cli.console import Console
 from services.client.client import Client
 from services.client.endpoint import (
     ADDRESS_VARIABLE,

@@ -5,10 +5,9 @@ Used by `limner generate` and `limner demo`.
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from services.client import events
 from services.client.cli.call_display import CallDisplay
+from services.client.cli.console import Console
 
 
 class GenerationDisplay(CallDisplay):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
-
+from services.client.cli.console import Console
 from services.client.errors import (
     InvalidRequest,
     LimnerError,

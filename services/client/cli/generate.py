@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from services.client.cli.console import Console
 from services.client.cli.display import GenerationDisplay, facts
 from services.client.cli.output import Output, PreviewFile, check_writable, plan_output
 from services.client.cli.remote import with_server

@@ -10,10 +10,10 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from services.client.accounts import NewKey
+from services.client.cli.console import Console
 from services.client.cli.plugins import CommandGroup
 from services.client.cli.remote import JsonOption, minute, print_json, with_server
 from services.client.cli.tables import new_table, print_table

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from services.client.catalog import ImageDefaults, ImageLimits, Model, UpscaleLimits
+from services.client.cli.console import Console
 from services.client.cli.remote import JsonOption, with_server
 from services.client.cli.tables import new_table, print_table
 from services.client.client import Client

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Collection
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from services.client.cli.console import Console
 
 _COLUMNS = "COLUMNS"
 _UNBROKEN_WIDTH = 10_000

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from services.client.cli.console import Console
 from services.client.cli.remote import JsonOption, print_json, with_server
 from services.client.cli.train_request import TrainRequest, find_photos, plan_request
 from services.client.cli.training_display import TrainingDisplay

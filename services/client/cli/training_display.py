@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from services.client.cli.bar_display import BarDisplay
+from services.client.cli.console import Console
 from services.client.training_jobs import TrainingEvent, TrainingJob, TrainingSample
 
 _TENTHS = 10
@@ -25,7 +25,7 @@ class TrainingDisplay(BarDisplay):
     def __init__(self, console: Console, folder: Path | None, *, quiet: bool = False) -> None:
         super().__init__(
             Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # the cluster's words, at times
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}"),

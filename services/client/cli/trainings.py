@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from services.client.cli.console import Console
 from services.client.cli.remote import JsonOption, minute, print_json, with_server
 from services.client.cli.tables import new_table, print_table
 from services.client.cli.train import finish, follow

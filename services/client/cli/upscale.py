@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from services.client.cli.call_display import CallDisplay
+from services.client.cli.console import Console
 from services.client.cli.output import plan_output
 from services.client.cli.remote import with_server
 from services.client.client import Client
