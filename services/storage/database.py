@@ -30,6 +30,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
+from services.storage.sqlite_file import SqliteFile
+
 _BUSY_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 5.0
 _POSTGRESQL_TIMEOUTS_S = {"timeout": 10, "command_timeout": 60}
@@ -39,6 +41,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _sqlite_turns: WeakKeyDictionary[AsyncEngine, asyncio.Lock] = WeakKeyDictionary()
+_sqlite_files: WeakKeyDictionary[AsyncEngine, SqliteFile] = WeakKeyDictionary()
 _sqlite_writers: WeakKeyDictionary[AsyncEngine, _SqliteWriter] = WeakKeyDictionary()
 
 
@@ -79,8 +82,9 @@ def open_engine(url: str) -> AsyncEngine:
 
     The folder of a SQLite file is created. Its connections use write-ahead logging and wait 5 s for
     a lock instead of failing; they keep what was committed through a power cut, and enforce foreign
-    keys. PostgreSQL has 10 s to let a connection in and a minute for a statement, so that nothing
-    waits for ever for a frozen server. Close with `close_engine`.
+    keys; where the file is removed or replaced, they raise OSError. PostgreSQL has 10 s to
+    let a connection in and a minute for a statement, so that nothing waits for ever for a frozen
+    server. Close with `close_engine`.
     Raises ValueError when the URL cannot be parsed or its driver is not asynchronous or missing.
     """
     parsed = _parse(url)
@@ -98,6 +102,9 @@ def open_engine(url: str) -> AsyncEngine:
         raise ValueError(f"the driver of {parsed.drivername} is not installed") from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    if path is not None:
+        _sqlite_files[engine] = SqliteFile(path)
+        _sqlite_files[engine].guard(engine.sync_engine)
     return engine
 
 
@@ -139,11 +146,11 @@ async def write_at_once(engine: AsyncEngine, write: Callable[[Connection], _T]) 
     """
     writer = _sqlite_writers.get(engine)
     if writer is None:
-        path = sqlite_path(str(engine.url))
-        if path is None:
+        file = _sqlite_files.get(engine)
+        if file is None:
             async with begin_write(engine) as connection:
                 return await connection.run_sync(write)
-        writer = _sqlite_writers[engine] = _SqliteWriter(path)
+        writer = _sqlite_writers[engine] = _SqliteWriter(file)
     async with _sqlite_turn(engine):
         return await writer.run(write)
 
@@ -151,9 +158,10 @@ async def write_at_once(engine: AsyncEngine, write: Callable[[Connection], _T]) 
 class _SqliteWriter:
     """A connection to a SQLite file and the thread that it is used on."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = create_engine(URL.create("sqlite", database=str(path)))
+    def __init__(self, file: SqliteFile) -> None:
+        self._engine = create_engine(URL.create("sqlite", database=str(file.path)))
         event.listen(self._engine, "connect", _configure_sqlite)
+        file.guard(self._engine)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
 
     async def run(self, write: Callable[[Connection], _T]) -> _T:

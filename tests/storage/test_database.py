@@ -21,6 +21,7 @@ from services.storage.database import (
     UtcDateTime,
     begin_write,
     close_engine,
+    is_outage,
     open_engine,
     sqlite_path,
     write_at_once,
@@ -151,6 +152,31 @@ async def test_writers_of_two_engines_wait_for_each_other(engine):
     async with engine.connect() as connection:
         assert await connection.scalar(select(parents.c.id)) == 50
     await other.dispose()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_no_other_file_is_taken_for_one_that_is_gone(engine, tmp_path, is_replaced):
+    def add(connection):
+        connection.execute(insert(parents))
+
+    async def count():
+        async with engine.connect() as connection:
+            return await connection.scalar(select(func.count()).select_from(parents))
+
+    await write_at_once(engine, add)
+    path, kept = tmp_path / "new/folder/test.db", tmp_path / "new/folder/kept.db"
+    path.rename(kept)
+    if is_replaced:
+        path.touch()
+    for _ in range(2):
+        for use in (count, lambda: write_at_once(engine, add)):
+            with pytest.raises(OSError, match="was removed or replaced while it was") as raised:
+                await use()
+            assert is_outage(raised.value)
+    assert path.exists() == is_replaced
+    kept.replace(path)
+    await write_at_once(engine, add)
+    assert await count() == 2
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "foo+bar://host/db", "sqlite:///file.db"])
