@@ -29,11 +29,12 @@ from services.gateway.authentication import current_caller
 from services.gateway.key_store import KeyStore
 from services.gateway.ledger import Ledger, Usage
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.names import MAX_KEY_LIFETIME
 from services.gateway.outage import refused_as_unavailable
 from services.gateway.tiers import DEFAULT_TIER, TierCatalog
 from services.runtime.context import current_request
 
-_MIN_LIFETIME, _MAX_LIFETIME = timedelta(minutes=1), timedelta(days=3650)
+_MIN_LIFETIME = timedelta(minutes=1)
 _DEFAULT_OVERLAP, _MAX_OVERLAP = timedelta(hours=24), timedelta(days=90)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -168,7 +169,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         lifetime = None
         if request.HasField("lifetime"):
             lifetime = check.duration(
-                "lifetime", request.lifetime, least=_MIN_LIFETIME, most=_MAX_LIFETIME
+                "lifetime", request.lifetime, least=_MIN_LIFETIME, most=MAX_KEY_LIFETIME
             )
         check.finish()
         async with refused_as_unavailable(self._metrics):

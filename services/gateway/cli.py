@@ -15,12 +15,13 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from services.gateway.audit import Actor
 from services.gateway.key_format import NewKey
 from services.gateway.key_store import KeyRecord, KeyStore
-from services.gateway.names import check_account, check_key_name
+from services.gateway.names import MAX_KEY_LIFETIME, check_account, check_key_name
 from services.gateway.pepper import PepperError, load_or_create_pepper
 from services.gateway.schema import migrate
 from services.gateway.scopes import Scope, join_scopes, split_scopes
@@ -41,7 +42,13 @@ def bootstrap(
         typer.Option(metavar="SCOPE,…", help="Of admin, generate, train, upscale."),
     ] = "admin",
     expires_in_days: Annotated[
-        int | None, typer.Option(min=1, help="Days until it expires; never, when left out.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_KEY_LIFETIME.days,
+            metavar="DAYS",
+            help="Days until it expires; never, when left out.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -58,7 +65,7 @@ def bootstrap(
         making = _make(settings, account, name, wanted, lifetime)
         key, record = asyncio.run(making)
     except InvalidRequestError as error:
-        _fail("; ".join(violation.description for violation in error.violations))
+        _fail(str(error))
     except (ValueError, OSError, PepperError) as error:
         _fail(str(error))
     except SQLAlchemyError as error:
@@ -74,7 +81,7 @@ def bootstrap(
 
 
 def _check(account: str, name: str) -> None:
-    violations = [*check_account("account", account), *check_key_name("name", name)]
+    violations = [*check_account("--account", account), *check_key_name("--name", name)]
     if violations:
         raise InvalidRequestError(violations)
 
@@ -129,5 +136,6 @@ def _fields(record: KeyRecord) -> dict[str, object]:
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {message}", highlight=False)
+    line = Text.assemble(("error:", "red"), " ", message)
+    Console(stderr=True, soft_wrap=True).print(line)
     raise typer.Exit(1)

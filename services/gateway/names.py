@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 
 from services.gateway.tables import MAX_NAME_LENGTH, MAX_NOTE_LENGTH
 from services.runtime.errors import FieldViolation
 
+MAX_KEY_LIFETIME = timedelta(days=3650)
 MAX_GRANT_MILLICREDITS = 10**12
 
 _ACCOUNT_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)

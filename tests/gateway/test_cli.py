@@ -46,9 +46,10 @@ def test_as_json_with_options(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--account", "Not Good"), "account's name"),
-        (("--name", "a\nb"), "key's name"),
+        (("--account", "Not Good"), "--account: an account's name"),
+        (("--name", "a\nb"), "--name: a key's name"),
         (("--scopes", "root,admin"), "no scope: root; the scopes are admin, generate"),
+        (("--scopes", "[/x]"), "no scope: [/x]; the scopes are"),
     ],
 )
 def test_a_bad_option_is_an_error_and_makes_nothing(run, tmp_path, arguments, said):
@@ -56,6 +57,13 @@ def test_a_bad_option_is_an_error_and_makes_nothing(run, tmp_path, arguments, sa
     assert (result.exit_code, result.stdout) == (1, "")
     assert said in result.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("days", ["0", "3651", "99999999", "99999999999999"])
+def test_a_lifetime_is_bounded_as_it_is_by_the_gateway(run, days):
+    result = run("--expires-in-days", days)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--expires-in-days" in result.stderr
 
 
 def test_without_a_pepper_variable_the_file_beside_the_database_is_used(run, tmp_path):
