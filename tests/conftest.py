@@ -5,9 +5,35 @@ processes of the suite share the machine. No test depends on how fast that machi
 """
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.postgresql import PostgresServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("limner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("limner")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    """A server for the whole run. A test that needs it fails where it cannot start."""
+    server = PostgresServer()
+    try:
+        server.create()
+        server.start(fsync=False)
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of SQLite and of PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/test.db"
+    server: PostgresServer = request.getfixturevalue("postgresql")
+    return server.create_database()

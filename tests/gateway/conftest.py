@@ -1,34 +1,9 @@
-"""Databases for tests of the gateway: each test gets a new one, on SQLite and on PostgreSQL."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""A database of the gateway for each test, on SQLite and on PostgreSQL."""
 
 import pytest
 
 from services.gateway.schema import migrate
 from services.storage.database import open_engine
-from tests.postgresql import PostgresServer
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresServer]:
-    """A server for the whole run. A test that needs it fails where it cannot start."""
-    server = PostgresServer()
-    try:
-        server.create()
-        server.start(fsync=False)
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/gateway.db"
-    server: PostgresServer = request.getfixturevalue("postgresql")
-    return server.create_database()
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -29,8 +27,8 @@ _PATHS: dict[JobState, tuple[JobState, ...]] = {
 }
 
 
-async def test_only_legal_transitions_happen(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+async def test_only_legal_transitions_happen(database_url: str) -> None:
+    engine = open_engine(database_url)
     store = JobStore(engine)
     await store.migrate()
     for state, path in _PATHS.items():
@@ -45,8 +43,8 @@ async def test_only_legal_transitions_happen(tmp_path: Path) -> None:
     await engine.dispose()
 
 
-async def test_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+async def test_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
+    engine = open_engine(database_url)
     await JobStore(engine).migrate()
 
     def differences(connection: Connection) -> list[object]:
@@ -57,8 +55,8 @@ async def test_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) ->
     await engine.dispose()
 
 
-async def test_the_end_of_an_attempt_is_not_that_of_the_next(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+async def test_the_end_of_an_attempt_is_not_that_of_the_next(database_url: str) -> None:
+    engine = open_engine(database_url)
     store = JobStore(engine)
     await store.migrate()
     job = await store.create("alice", "key", _REQUEST, {"output": "o"}, new_job_id())
@@ -82,8 +80,8 @@ async def test_the_end_of_an_attempt_is_not_that_of_the_next(tmp_path: Path) -> 
     await engine.dispose()
 
 
-async def test_ids_with_a_nul_belong_to_no_job(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+async def test_ids_with_a_nul_belong_to_no_job(database_url: str) -> None:
+    engine = open_engine(database_url)
     store = JobStore(engine)
     await store.migrate()
     assert await store.find_by_key("alice", "\0") is None

@@ -282,10 +282,10 @@ async def test_it_is_given_up_after_the_last_attempt() -> None:
 
 @asynccontextmanager
 async def _delivering(
-    folder: Path, *, first_delay_s: float = 60.0
+    database_url: str, *, first_delay_s: float = 60.0
 ) -> AsyncIterator[tuple[JobStore, WebhookOutbox]]:
     """Jobs whose changes are delivered for the length of a block, and what was not yet."""
-    engine = open_engine(f"sqlite+aiosqlite:///{folder}/jobs.sqlite")
+    engine = open_engine(database_url)
     store, outbox = JobStore(engine), WebhookOutbox(engine)
     await store.migrate()
     client = WebhookClient([ipaddress.ip_network(LOOPBACK[0])])
@@ -319,11 +319,11 @@ async def _start_job(store: JobStore, account: str, url: str) -> str:
 
 
 async def test_receivers_that_do_not_answer_delay_nobody_else(
-    tmp_path: Path, receiver: Receiver
+    database_url: str, receiver: Receiver
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0), backlog=2 * AT_A_TIME)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        async with _delivering(tmp_path) as (store, outbox):
+        async with _delivering(database_url) as (store, outbox):
             dead = [await _start_job(store, "mallory", url) for _ in range(2 * AT_A_TIME)]
             job_id = await _start_job(store, "alice", receiver.url)
             _, body = await receiver.next()
@@ -337,10 +337,10 @@ async def test_receivers_that_do_not_answer_delay_nobody_else(
 
 
 async def test_changes_of_a_job_arrive_in_their_order_whatever_fails(
-    tmp_path: Path, receiver: Receiver
+    database_url: str, receiver: Receiver
 ) -> None:
     receiver.answers = [500, 500, 500]
-    async with _delivering(tmp_path, first_delay_s=0.1) as (store, _):
+    async with _delivering(database_url, first_delay_s=0.1) as (store, _):
         job_id = await _start_job(store, "alice", receiver.url)
         assert await store.move(job_id, 1, "failed")
         assert await store.resume(job_id, 1, "")
