@@ -7,9 +7,11 @@ views, a cat gets two tails. Does not write captions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -52,6 +54,25 @@ class Dataset:
         """One view on a flat background: float32 [3, 128, 128] in [-1, 1]."""
         picture = torch.from_numpy(np.array(self.views[drawing, view]))
         return composite(picture[None], torch.tensor([colour]))[0]
+
+    @cached_property
+    def places(self) -> dict[tuple[int, str], int]:
+        """Indexes into `drawings` by concept index and style."""
+        return {(d.concept_index, d.style): place for place, d in enumerate(self.drawings)}
+
+    @cached_property
+    def labels(self) -> tuple[int, ...]:
+        """What each drawing shows: the first concept that has the same drawing in its style.
+
+        Fluent draws a few things alike, bit for bit: cat face and grinning cat, optical disk and
+        DVD. Nobody can tell them apart, so either name is right.
+        """
+        first: dict[tuple[str, bytes], int] = {}
+        labels = []
+        for drawing, views in zip(self.drawings, self.views, strict=True):
+            picture = hashlib.sha256(views[0].tobytes()).digest()
+            labels.append(first.setdefault((drawing.style, picture), drawing.concept_index))
+        return tuple(labels)
 
 
 def composite(views_B4HW: Tensor, colours_B3: Tensor) -> Tensor:

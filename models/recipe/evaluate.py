@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.recipe import judge, measures, sheets
 from models.recipe.captions import BACKGROUNDS, article_for
@@ -139,14 +140,16 @@ def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[s
     """One rating; where a colour was asked for, also how often thing and colour are right."""
     names = [*(concept.label for concept in dataset.concepts), "none"]
     pictures = measures.as_tensor(answers.pictures)
-    truth = torch.tensor([question.concept_index for question in answers.questions])
+    truth = truth_of(dataset, answers.questions)
     named = judge.logits_of(model, pictures)[:, :-1].argmax(1)
     rating: dict[str, object] = asdict(judge.rate(model, pictures, truth))
     best = judge.logits_of(model, pictures).argmax(1)
     misses = [
         {"prompt": question.prompt, "judged": names[guess]}
-        for question, guess in zip(answers.questions, best.tolist(), strict=True)
-        if guess != question.concept_index
+        for question, guess, right in zip(
+            answers.questions, best.tolist(), truth.tolist(), strict=True
+        )
+        if guess != right
     ]
     if answers.questions and answers.questions[0].kind == COLOUR:
         seen = measures.thing_colours(answers.pictures)
@@ -157,9 +160,15 @@ def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[s
     return {"count": len(answers.questions), **rating, "misses": misses}
 
 
+def truth_of(dataset: Dataset, questions: Sequence[Question]) -> Tensor:
+    """What the judge should say: a concept index for each question."""
+    return torch.tensor(
+        [dataset.labels[dataset.places[q.concept_index, q.style]] for q in questions]
+    )
+
+
 def _drawings(dataset: Dataset, answers: Answers) -> list[int]:
-    places = {(d.concept_index, d.style): place for place, d in enumerate(dataset.drawings)}
-    return [places[question.concept_index, question.style] for question in answers.questions]
+    return [dataset.places[q.concept_index, q.style] for q in answers.questions]
 
 
 def _judge_report(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, object]:
@@ -196,7 +205,7 @@ def rate_samplers(
     """Right first, for every sampler at every count of steps, on some of the trained pairs."""
     model = judge.load_judge(work, len(dataset.concepts))
     asked = questions[: extent.sampler_question_count]
-    truth = torch.tensor([question.concept_index for question in asked])
+    truth = truth_of(dataset, asked)
     orders = [question.order for question in asked]
     report: dict[str, dict[str, float]] = {}
     for name in SAMPLERS:

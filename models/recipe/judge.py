@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.recipe.captions import BACKGROUNDS, OBJECT_COLOURS
+from models.recipe.captions import BACKGROUNDS, COLOUR_WORDS, OBJECT_COLOURS, Concept
 from models.recipe.colours import natural_colour, paint
 from models.recipe.dataset import VIEW_COUNT, Dataset, composite, ink, load_dataset
 from models.recipe.export import load_autoencoder
@@ -36,8 +36,11 @@ SPOILED_SHARE = 0.35
 WHITE_SHARE = 0.6
 TRAINED_VIEW_COUNT = VIEW_COUNT - 1
 """The last view of a drawing is for testing."""
-HARMLESS_DB = 30.0
-"""A spoiled picture this close to the original is still the thing, and is left out."""
+HARMLESS_DB = 26.0
+"""A spoiled picture this close to the original is still the thing, and is left out.
+
+A disc without its gradient, for example, which is still a disc.
+"""
 
 
 class Judge(nn.Module):
@@ -116,6 +119,9 @@ class Examples:
         """Note once which drawings may be painted in another colour."""
         self._dataset = dataset
         self._natural: dict[int, str | None] = {}
+        self._relatives: dict[str, set[str]] = {}
+        for concept in dataset.concepts:
+            self._relatives.setdefault(_colourless(concept), set()).update(_colours(concept))
 
     def one(self, random: Random) -> tuple[Tensor, int]:
         """A picture [3, 128, 128] and its class; -100, which the loss skips, if it is unclear."""
@@ -128,7 +134,7 @@ class Examples:
         rgba = torch.from_numpy(np.array(dataset.views[index, view])).float()
         rgba = self._painted(ink(rgba, drawing.style, background), index, random)
         picture = _composite(rgba, BACKGROUNDS[background])
-        label = drawing.concept_index
+        label = dataset.labels[index]
         if random.random() < SPOILED_SHARE:
             original = picture
             spoiled = random.choice(SPOILERS)(rgba, random)
@@ -146,9 +152,20 @@ class Examples:
             return rgba
         if index not in self._natural:
             self._natural[index] = natural_colour(rgba)
-        if self._natural[index] is None:
+        # A red heart in blue would be the blue heart.
+        taken = self._relatives[_colourless(concept)]
+        free = [colour for colour in OBJECT_COLOURS if colour not in taken]
+        if self._natural[index] is None or not free:
             return rgba
-        return paint(rgba, random.choice(OBJECT_COLOURS))
+        return paint(rgba, random.choice(free))
+
+
+def _colours(concept: Concept) -> frozenset[str]:
+    return COLOUR_WORDS & set(concept.label.split())
+
+
+def _colourless(concept: Concept) -> str:
+    return " ".join(word for word in concept.label.split() if word not in COLOUR_WORDS)
 
 
 def disturb(picture_3HW: Tensor, random: Random) -> Tensor:
@@ -219,7 +236,7 @@ def examine(work: WorkDir, drawings: Sequence[int]) -> dict[str, Rating]:
     """
     dataset = load_dataset(work.root)
     model = load_judge(work, len(dataset.concepts))
-    concepts = torch.tensor([dataset.drawings[index].concept_index for index in drawings])
+    concepts = torch.tensor([dataset.labels[index] for index in drawings])
     plain = unseen_views(dataset, drawings)
     random = Random(99)
     versions = {

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import logging
 
-import torch
-
 from models.recipe import judge, measures
 from models.recipe.captions import STYLES
 from models.recipe.curve import append
 from models.recipe.dataset import load_dataset
 from models.recipe.drawing import Painter
-from models.recipe.evaluate import ask
+from models.recipe.evaluate import ask, truth_of
 from models.recipe.export import Defaults, build_pipeline
 from models.recipe.questions import COLOUR, HELD_OUT, TRAINED, Scope, choose_questions
 from models.recipe.workdir import WorkDir
@@ -47,7 +45,7 @@ def rate_snapshots(work: WorkDir) -> None:
         record: dict[str, object] = {"samples": int(path.stem)}
         for kind in COUNTS:
             part = answers.of(kind)
-            truth = torch.tensor([question.concept_index for question in part.questions])
+            truth = truth_of(dataset, part.questions)
             rating = judge.rate(model, measures.as_tensor(part.pictures), truth)
             name = kind.replace(" ", "_")
             record |= {f"top1_{name}": rating.top1, f"named_{name}": rating.top1_of_concepts}
