@@ -21,13 +21,8 @@ settings.load_profile("limner")
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresServer]:
     """A server for the whole run. A test that needs it fails where it cannot start."""
-    server = PostgresServer()
-    try:
-        server.create()
-        server.start(fsync=False)
+    with PostgresServer.running() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,6 +1,6 @@
 """A real PostgreSQL server for tests, from a package's binaries: nothing is installed by hand.
 
-Started once by the fixture `postgresql` of `tests/gateway/conftest.py`; what breaks servers on
+Started once by the fixture `postgresql` of `tests/conftest.py`; what breaks servers on
 purpose starts its own. It listens on a socket in its folder only, so that no port is taken.
 """
 
@@ -13,8 +13,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -82,6 +82,18 @@ class PostgresServer:
         pids = [self._process.pid, *map(int, listing.stdout.split())]
         _signal_all(pids, signal.SIGSTOP)
         return lambda: _signal_all(pids, signal.SIGCONT)
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[PostgresServer]:
+        """A new server that is quick rather than safe; removed at the end."""
+        server = cls()
+        try:
+            server.create()
+            server.start(fsync=False)
+            yield server
+        finally:
+            server.remove()
 
     def remove(self) -> None:
         """Stops it and deletes its folder."""

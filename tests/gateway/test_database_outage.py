@@ -19,13 +19,8 @@ from tests.postgresql import PostgresServer
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A server of its own, to break."""
-    server = PostgresServer()
-    try:
-        server.create()
-        server.start(fsync=False)
+    with PostgresServer.running() as server:
         yield server
-    finally:
-        server.remove()
 
 
 async def answer(door: Harness) -> str:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import grpc
+import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
@@ -25,6 +27,7 @@ from tests.trainer.service.harness import ToldBackend, create_request, settings,
 
 STEP_MILLICREDITS = 20
 STEPS = 4
+WHOLE = STEPS * STEP_MILLICREDITS
 
 _TIER: dict[str, Any] = {
     "requests_per_minute": 6000,
@@ -75,6 +78,16 @@ class Door:
 
     async def usage(self) -> Usage:
         return await usage(self.folder)
+
+    async def charged(self) -> int:
+        return (await self.usage()).charged_millicredits
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    """The error of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
 
 
 async def usage(folder: Path) -> Usage:
