@@ -32,3 +32,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite+aiosqlite:///{tmp_path}/test.db"
     server: PostgresServer = request.getfixturevalue("postgresql")
     return server.create_database()
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of the SD 1.x architecture, untrained. Not to be written to."""
+    # Most tests need no torch.
+    from tests.diffusion.tiny import write_plain_model
+
+    return write_plain_model(tmp_path_factory.mktemp("plain") / "model")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures to train on. Not to be written to."""
+    from tests.trainer.run.runs import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("photos"))

@@ -130,6 +130,25 @@ def load_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
     return parse_concepts(path.read_text())
 
 
+def free_colours(concepts: Sequence[Concept]) -> tuple[tuple[str, ...], ...]:
+    """For each concept the colours that do not make it another: no green for the red apple.
+
+    A heart has none, since a red heart in blue is the blue heart.
+    """
+
+    def split(concept: Concept) -> tuple[str, frozenset[str]]:
+        words = concept.label.split()
+        return " ".join(w for w in words if w not in COLOUR_WORDS), COLOUR_WORDS & set(words)
+
+    taken: dict[str, set[str]] = {}
+    for bare, colours in map(split, concepts):
+        taken.setdefault(bare, set()).update(colours)
+    return tuple(
+        tuple(colour for colour in OBJECT_COLOURS if colour not in taken[bare])
+        for bare, _ in map(split, concepts)
+    )
+
+
 def strip_article(phrase: str) -> str:
     """'a red apple' -> 'red apple'; phrases without an article are returned unchanged."""
     for article in _ARTICLES:

@@ -141,9 +141,9 @@ def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[s
     names = [*(concept.label for concept in dataset.concepts), "none"]
     pictures = measures.as_tensor(answers.pictures)
     truth = truth_of(dataset, answers.questions)
-    named = judge.logits_of(model, pictures)[:, :-1].argmax(1)
     rating: dict[str, object] = asdict(judge.rate(model, pictures, truth))
-    best = judge.logits_of(model, pictures).argmax(1)
+    logits = judge.logits_of(model, pictures)
+    best, named = logits.argmax(1), logits[:, :-1].argmax(1)
     misses = [
         {"prompt": question.prompt, "judged": names[guess]}
         for question, guess, right in zip(
@@ -162,17 +162,15 @@ def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[s
 
 def truth_of(dataset: Dataset, questions: Sequence[Question]) -> Tensor:
     """What the judge should say: a concept index for each question."""
-    return torch.tensor(
-        [dataset.labels[dataset.places[q.concept_index, q.style]] for q in questions]
-    )
+    return torch.tensor([dataset.labels[place] for place in _drawings(dataset, questions)])
 
 
-def _drawings(dataset: Dataset, answers: Answers) -> list[int]:
-    return [dataset.places[q.concept_index, q.style] for q in answers.questions]
+def _drawings(dataset: Dataset, questions: Sequence[Question]) -> list[int]:
+    return [dataset.places[question.concept_index, question.style] for question in questions]
 
 
 def _judge_report(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, object]:
-    ratings = judge.examine(work, _drawings(dataset, answers.of(TRAINED)))
+    ratings = judge.examine(work, _drawings(dataset, answers.of(TRAINED).questions))
     return {name: asdict(rating) for name, rating in ratings.items()}
 
 
@@ -183,7 +181,7 @@ def distances(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, fl
     """
     model = judge.load_judge(work, len(dataset.concepts))
     trained = answers.of(TRAINED)
-    originals = judge.unseen_views(dataset, _drawings(dataset, trained))
+    originals = judge.unseen_views(dataset, _drawings(dataset, trained.questions))
     reference = judge.features_of(model, originals)
     versions = {
         "drawn": measures.as_tensor(trained.pictures),
@@ -285,7 +283,7 @@ def make_sheets(
 
 def truth_page(dataset: Dataset, answers: Answers, path: Path) -> None:
     """Up to a hundred pictures, each right of its original."""
-    originals = judge.unseen_views(dataset, _drawings(dataset, answers))
+    originals = judge.unseen_views(dataset, _drawings(dataset, answers.questions))
     pairs = list(zip(measures.as_bytes(originals), answers.pictures, strict=True))[:PAGE_COUNT]
     tiles = [tile for pair in pairs for tile in pair]
     captions = [text for q in answers.questions[:PAGE_COUNT] for text in ("original", q.prompt)]

@@ -25,9 +25,9 @@ def _ends(photos: Path) -> list[bytes]:
 
 
 async def test_a_training_is_reserved_whole_and_costs_its_steps(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base, monthly_millicredits=1000) as behind:
+    async with door(tmp_path, plain_model, monthly_millicredits=1000) as behind:
         dataset = await behind.upload(photos)
         assert await behind.charged() == 0
         call = behind.stub.CreateTrainingJob(create_request(dataset), metadata=behind.key)
@@ -45,9 +45,9 @@ async def test_a_training_is_reserved_whole_and_costs_its_steps(
 
 
 async def test_a_repeated_create_is_the_same_job_and_charged_once(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         dataset = await behind.upload(photos)
         first, second = await behind.create(dataset), await behind.create(dataset)
         assert first.id == second.id
@@ -60,9 +60,9 @@ async def test_a_repeated_create_is_the_same_job_and_charged_once(
 
 @pytest.mark.parametrize(("exit_code", "state"), [(1, "STATE_FAILED"), (143, "STATE_CANCELLED")])
 async def test_steps_that_were_not_done_are_given_back_and_a_resume_pays_the_rest(
-    base: Path, photos: Path, tmp_path: Path, exit_code: int, state: str
+    plain_model: Path, photos: Path, tmp_path: Path, exit_code: int, state: str
 ) -> None:
-    async with door(tmp_path, base, monthly_millicredits=WHOLE) as behind:
+    async with door(tmp_path, plain_model, monthly_millicredits=WHOLE) as behind:
         job = await behind.create(await behind.upload(photos))
         run = await behind.runs.runs.get()
         run.say(step=1)
@@ -87,9 +87,9 @@ async def test_steps_that_were_not_done_are_given_back_and_a_resume_pays_the_res
 
 
 async def test_steps_that_are_done_again_are_not_paid_again_however_often_it_stops(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         job = await behind.create(await behind.upload(photos))
         for step in (3, 1, STEPS):  # the second attempt went back to a checkpoint
             run = await behind.runs.runs.get()
@@ -104,9 +104,9 @@ async def test_steps_that_are_done_again_are_not_paid_again_however_often_it_sto
 
 
 async def test_a_job_that_is_cancelled_in_the_queue_costs_nothing(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         dataset = await behind.upload(photos)
         await behind.create(dataset)
         waiting = await behind.create(dataset, idempotency_key="two")
@@ -117,9 +117,9 @@ async def test_a_job_that_is_cancelled_in_the_queue_costs_nothing(
 
 
 async def test_without_the_credits_nothing_is_stored(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base, monthly_millicredits=WHOLE - 1) as behind:
+    async with door(tmp_path, plain_model, monthly_millicredits=WHOLE - 1) as behind:
         request = create_request(await behind.upload(photos))
         refused = await refusal(behind.stub.CreateTrainingJob(request, metadata=behind.key))
         assert reason(refused) == "CREDITS_EXHAUSTED"
@@ -133,8 +133,8 @@ async def test_without_the_credits_nothing_is_stored(
         assert (planned.job.id, planned.job.step_count) == ("", STEPS)
 
 
-async def test_bad_input_is_told_whole_and_costs_nothing(base: Path, tmp_path: Path) -> None:
-    async with door(tmp_path, base) as behind:
+async def test_bad_input_is_told_whole_and_costs_nothing(plain_model: Path, tmp_path: Path) -> None:
+    async with door(tmp_path, plain_model) as behind:
         request = create_request(
             "0" * 64, base_model="unknown", configuration_yaml="nonsense: 1", class_prompt=""
         )
@@ -146,27 +146,33 @@ async def test_bad_input_is_told_whole_and_costs_nothing(base: Path, tmp_path: P
         assert (await behind.usage()).request_count == 0
 
 
-async def test_a_broken_upload_is_told_as_the_trainer_tells_it(base: Path, tmp_path: Path) -> None:
-    async with door(tmp_path, base) as behind:
+async def test_a_broken_upload_is_told_as_the_trainer_tells_it(
+    plain_model: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, plain_model) as behind:
         pieces = [pb.UploadDatasetRequest(file_name="a.png", data=b"no picture")]
         refused = await refusal(behind.stub.UploadDataset(iter(pieces), metadata=behind.key))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "a.png" in (refused.details() or "")
 
 
-async def test_an_upload_that_is_refused_half_way_is_told_why(base: Path, tmp_path: Path) -> None:
+async def test_an_upload_that_is_refused_half_way_is_told_why(
+    plain_model: Path, tmp_path: Path
+) -> None:
     def endless() -> Iterator[pb.UploadDatasetRequest]:
         for index in range(5000):
             yield pb.UploadDatasetRequest(file_name=f"{index}.png", data=bytes(10_000))
 
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         refused = await refusal(behind.stub.UploadDataset(endless(), metadata=behind.key))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "must be at most 100" in (refused.details() or "")
 
 
-async def test_an_upload_counts_as_a_request(base: Path, photos: Path, tmp_path: Path) -> None:
-    async with door(tmp_path, base, requests_per_minute=1, burst=1) as behind:
+async def test_an_upload_counts_as_a_request(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, plain_model, requests_per_minute=1, burst=1) as behind:
         dataset = await behind.upload(photos)
         refused = await refusal(
             behind.stub.CreateTrainingJob(create_request(dataset), metadata=behind.key)
@@ -176,9 +182,9 @@ async def test_an_upload_counts_as_a_request(base: Path, photos: Path, tmp_path:
 
 
 async def test_twenty_creates_at_once_are_one_job_and_one_charge(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base, monthly_millicredits=100 * WHOLE) as behind:
+    async with door(tmp_path, plain_model, monthly_millicredits=100 * WHOLE) as behind:
         dataset = await behind.upload(photos)
         jobs = await asyncio.gather(*(behind.create(dataset) for _ in range(20)))
         assert len({job.id for job in jobs}) == 1
@@ -202,9 +208,9 @@ async def test_twenty_creates_at_once_are_one_job_and_one_charge(
 
 
 async def test_without_the_trainer_the_answer_is_unavailable(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         request = create_request(await behind.upload(photos))
         await behind.trainer.grpc.drain(0)
         refused = await refusal(behind.stub.CreateTrainingJob(request, metadata=behind.key))
@@ -212,8 +218,10 @@ async def test_without_the_trainer_the_answer_is_unavailable(
         assert await behind.charged() == 0
 
 
-async def test_a_key_without_the_scope_is_refused(base: Path, photos: Path, tmp_path: Path) -> None:
-    async with door(tmp_path, base) as behind:
+async def test_a_key_without_the_scope_is_refused(
+    plain_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    async with door(tmp_path, plain_model) as behind:
         key, _ = await behind.gateway.store.create_key(
             account="acme",
             name="weak",
@@ -228,23 +236,23 @@ async def test_a_key_without_the_scope_is_refused(base: Path, photos: Path, tmp_
 
 
 async def test_a_model_outside_the_tier_is_refused(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base, models=["other"]) as behind:
+    async with door(tmp_path, plain_model, models=["other"]) as behind:
         request = create_request(await behind.upload(photos))
         refused = await refusal(behind.stub.CreateTrainingJob(request, metadata=behind.key))
         assert reason(refused) == "MODEL_NOT_ALLOWED"
 
 
 async def test_neither_key_nor_prompt_nor_picture_nor_webhook_secret_is_told(
-    base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plain_model: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In no log, neither of the gateway nor of the trainer, in no metric and no error."""
     caplog.set_level(logging.DEBUG)
     prompts = {"instance_prompt": "the minister's sks dog", "class_prompt": "a minister's dog"}
     secret = "of the webhook, 0123456789"
     told = []
-    async with door(tmp_path, base, monthly_millicredits=WHOLE) as behind:
+    async with door(tmp_path, plain_model, monthly_millicredits=WHOLE) as behind:
         dataset = await behind.upload(photos)
         job = await behind.create(dataset, **prompts)
         run = await behind.runs.runs.get()

@@ -23,10 +23,10 @@ State = pb.TrainingJob
 
 
 async def test_an_attempt_that_its_caller_never_heard_of_is_paid_all_the_same(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
     """A gateway that is killed between the trainer's answer and the charge leaves exactly this."""
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         dataset = await behind.upload(photos)
         engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
         holds = TrainingHolds(engine)
@@ -49,9 +49,9 @@ async def test_an_attempt_that_its_caller_never_heard_of_is_paid_all_the_same(
 
 
 async def test_an_attempt_that_the_trainer_never_took_is_refunded(
-    base: Path, tmp_path: Path
+    plain_model: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
         holds = TrainingHolds(engine)
         long_ago = datetime.now(UTC) - timedelta(minutes=11)
@@ -70,7 +70,7 @@ async def test_an_attempt_that_the_trainer_never_took_is_refunded(
 
 
 async def test_an_attempt_is_taken_in_time_or_never(
-    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = asyncio.Event()
 
@@ -80,7 +80,7 @@ async def test_an_attempt_is_taken_in_time_or_never(
         finally:
             ended.set()
 
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         dataset = await behind.upload(photos)
         monkeypatch.setattr(training_servicer, "RESERVING_TIMEOUT_S", 1.0)
         monkeypatch.setattr(behind.trainer.store, "create", hang)
@@ -90,13 +90,13 @@ async def test_an_attempt_is_taken_in_time_or_never(
 
 
 async def test_a_job_that_ended_while_the_gateway_was_away_is_settled_when_it_is_back(
-    base: Path, photos: Path, tmp_path: Path
+    plain_model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         job = await behind.create(await behind.upload(photos))
         (await behind.runs.runs.get()).say(step=1)
     assert (await usage(tmp_path)).charged_millicredits == WHOLE
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         (await behind.runs.runs.get()).say(step=3)
         request = pb.CancelTrainingJobRequest(id=job.id)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{behind.trainer.port}") as channel:
@@ -105,8 +105,8 @@ async def test_a_job_that_ended_while_the_gateway_was_away_is_settled_when_it_is
         await _until_charged(behind, 3 * STEP_MILLICREDITS)
 
 
-async def test_deleting_settles_first(base: Path, photos: Path, tmp_path: Path) -> None:
-    async with door(tmp_path, base) as behind:
+async def test_deleting_settles_first(plain_model: Path, photos: Path, tmp_path: Path) -> None:
+    async with door(tmp_path, plain_model) as behind:
         job = await behind.create(await behind.upload(photos))
         run = await behind.runs.runs.get()
         run.say(step=STEPS)
@@ -122,9 +122,9 @@ async def test_deleting_settles_first(base: Path, photos: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("call", ["Resume", "Delete"])
 async def test_a_job_that_ends_while_it_is_looked_at_neither_goes_on_nor_is_gone_unpaid(
-    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         job = await behind.create(await behind.upload(photos))
         run = await behind.runs.runs.get()
         look = TrainingServicer._job
@@ -150,9 +150,9 @@ async def test_a_job_that_ends_while_it_is_looked_at_neither_goes_on_nor_is_gone
 
 @pytest.mark.parametrize("call", ["Resume", "Delete"])
 async def test_an_attempt_that_came_between_two_calls_is_neither_paid_again_nor_forgotten(
-    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    plain_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    async with door(tmp_path, base) as behind:
+    async with door(tmp_path, plain_model) as behind:
         job = await behind.create(await behind.upload(photos))
         first = await behind.runs.runs.get()
         first.say(step=1)

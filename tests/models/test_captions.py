@@ -10,6 +10,7 @@ from models.recipe.captions import (
     BACKGROUNDS,
     COLOUR_SPELLINGS,
     LAYOUTS,
+    OBJECT_COLOURS,
     PLAIN,
     STYLES,
     Concept,
@@ -17,6 +18,7 @@ from models.recipe.captions import (
     article_for,
     draw_any_scene,
     draw_caption,
+    free_colours,
     known_words,
     load_concepts,
     parse_concepts,
@@ -156,3 +158,14 @@ def test_articles_come_off(phrase: str, bare: str) -> None:
 @pytest.mark.parametrize(("word", "article"), [("owl", "an"), ("unicorn", "a"), ("dog", "a")])
 def test_articles_follow_the_first_letter(word: str, article: str) -> None:
     assert article_for(word) == article
+
+
+def test_no_colour_makes_a_thing_another_thing() -> None:
+    labels = ("red heart", "light blue heart", "blue heart", "rocket")
+    concepts = tuple(Concept(label=name, phrase=name, synonyms=()) for name in labels)
+    left = ("orange", "yellow", "green", "purple", "pink")
+    assert free_colours(concepts) == (left, left, left, OBJECT_COLOURS)
+    whole = load_concepts()
+    free = dict(zip((concept.label for concept in whole), free_colours(whole), strict=True))
+    assert (free["red heart"], free["blue circle"]) == ((), ("pink",))
+    assert free["red apple"] == tuple(c for c in OBJECT_COLOURS if c not in ("red", "green"))

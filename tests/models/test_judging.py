@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.recipe.captions import load_concepts
 from models.recipe.evaluate import README_PROMPTS
 from models.recipe.judge import Examples, Judge, disturb, psnr_db, rate
 from models.recipe.sheets import contact_sheet, save_png, save_webp
@@ -62,20 +61,6 @@ def test_examples_are_named_spoiled_or_left_out(tmp_path: Path) -> None:
 def test_the_same_drawing_of_two_things_has_one_label(tmp_path: Path) -> None:
     dataset = write_views(tmp_path, ((3, "3d"), (3, "line"), (5, "3d"), (5, "line"), (8, "3d")))
     assert dataset.labels == (3, 3, 5, 3, 8)
-
-
-def test_nothing_is_painted_into_what_has_a_name_of_its_own(tmp_path: Path) -> None:
-    labels = [concept.label for concept in load_concepts()]
-    things = tuple((labels.index(name), "3d") for name in ("red heart", "blue heart", "red apple"))
-    dataset, random = write_views(tmp_path, things), Random(0)
-    examples = Examples(dataset)
-    squares = {0: set[int](), 1: set[int](), 2: set[int]()}
-    for _ in range(400):
-        index = random.randrange(len(things))
-        rgba = torch.from_numpy(dataset.views[index, 0].copy()).float()
-        painted = examples._painted(rgba, index, random)
-        squares[index].add(int((painted - rgba).abs().max() > 1.0))
-    assert squares == {0: {0}, 1: {0}, 2: {0, 1}}
 
 
 def test_a_judge_has_a_class_more_than_there_are_concepts() -> None:

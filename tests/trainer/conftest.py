@@ -2,15 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.diffusion.tiny import write_emoji_like_model, write_plain_model
-from tests.trainer.run.runs import write_photos
+from tests.diffusion.tiny import write_emoji_like_model
 from tests.trainer.run.sd3 import write_sd3_model
 from tests.trainer.run.sdxl import write_sdxl_model
-
-
-@pytest.fixture(scope="session")
-def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_plain_model(tmp_path_factory.mktemp("plain") / "model")
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +20,3 @@ def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sd3_model(tmp_path_factory.mktemp("sd3") / "model")
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"))
