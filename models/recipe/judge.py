@@ -23,7 +23,7 @@ from models.recipe.colours import natural_colour, paint
 from models.recipe.dataset import VIEW_COUNT, Dataset, composite, ink, load_dataset
 from models.recipe.export import load_autoencoder
 from models.recipe.loop import LossFunction, train
-from models.recipe.parallel import Worker
+from models.recipe.parallel import Worker, pick_dtype
 from models.recipe.plan import Plan
 from models.recipe.spoilers import SPOILERS, blur
 from models.recipe.state import load_ema
@@ -80,7 +80,7 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def train_judge(work: WorkDir, device: torch.device, minutes: float = TRAINING_MINUTES) -> None:
     """Train in one process; resumes."""
-    worker = Worker(rank=0, world_size=1, device=device, dtype=torch.bfloat16)
+    worker = Worker(rank=0, world_size=1, device=device, dtype=pick_dtype(device))
     dataset = load_dataset(work.root)
     torch.manual_seed(0)
     model = Judge(len(dataset.concepts)).to(device)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from models.recipe.parallel import Worker
+from models.recipe.parallel import Worker, pick_dtype
 
 _ITERATION_COUNT = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         stack_KMN = torch.stack(updates)
         if self._worker is None:
             return orthogonalize(stack_KMN)
-        result_KMN = torch.empty_like(stack_KMN, dtype=torch.bfloat16)
+        result_KMN = torch.empty_like(stack_KMN, dtype=pick_dtype(stack_KMN.device))
         own = self._worker.own(result_KMN)
         if len(own):
             own.copy_(orthogonalize(self._worker.own(stack_KMN)))
@@ -86,10 +86,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices_KMN: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
 
-    Five quintic Newton-Schulz iterations in bfloat16, as the answer is.
+    Five quintic Newton-Schulz iterations in the device's fast precision, as the answer is.
     """
     a, b, c = _COEFFICIENTS
-    x = matrices_KMN.bfloat16()
+    x = matrices_KMN.to(pick_dtype(matrices_KMN.device))
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT

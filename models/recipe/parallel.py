@@ -98,10 +98,21 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, else float32.
+
+    A CPU without such instructions emulates them: a 2048² product takes four times as long.
+    """
+    native = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    if device.type == "cuda" or any(supported() for supported in native):
+        return torch.bfloat16
+    return torch.float32
+
+
 def launch(entry: Callable[[Worker], None], device: torch.device, process_count: int) -> None:
     """Run `entry` once per worker process and wait; the calling process is a worker if alone."""
     if process_count == 1:
-        entry(Worker(rank=0, world_size=1, device=device, dtype=torch.bfloat16))
+        entry(Worker(rank=0, world_size=1, device=device, dtype=pick_dtype(device)))
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,6 +137,7 @@ def _worker_main(
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // process_count))
     dist.init_process_group("gloo", rank=rank, world_size=process_count, timeout=SUSPENSION_LIMIT)
     try:
-        entry(Worker(rank=rank, world_size=process_count, device=device, dtype=torch.bfloat16))
+        dtype = pick_dtype(device)
+        entry(Worker(rank=rank, world_size=process_count, device=device, dtype=dtype))
     finally:
         dist.destroy_process_group()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
-from models.recipe.parallel import launch
+from models.recipe.parallel import launch, pick_dtype
 from tests.models.two_workers import after_a_step_of_muon, learn_by_muon, share_everything
 
 
@@ -28,3 +29,19 @@ def test_two_workers_who_share_out_muon_learn_what_one_learns(tmp_path: Path) ->
         together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for one, other in zip(alone, together, strict=True):
             assert torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "dtype"),
+    [
+        ("cpu", False, torch.float32),
+        ("cpu", True, torch.bfloat16),
+        ("cuda", False, torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_where_the_device_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, native: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert pick_dtype(torch.device(device)) == dtype
