@@ -33,6 +33,7 @@ from benchmarks.personalisation.sheet import write_sheet
 from benchmarks.personalisation.subject import Pixels, write_photographs
 from benchmarks.report import json_line, table
 from models.recipe import judge
+from models.recipe.dataset import load_dataset
 from models.recipe.workdir import WorkDir
 
 _BASE = Path("models/limner-emoji")
@@ -104,15 +105,14 @@ def _score(
 
 
 def _verdict(folder: Path) -> Verdict | None:
-    """What the recipe's judge calls a picture if it has to be something; None without a judge of
-    the embedded model's concepts."""
+    """What the recipe's judge calls a picture if it has to be something; None without a judge."""
     card = json.loads((_BASE / "limner.json").read_text(encoding="utf-8"))
     concepts: list[str] = card["vocabulary"]["concepts"]
-    try:
-        model = judge.load_judge(WorkDir(root=folder), len(concepts))
-    except (FileNotFoundError, RuntimeError) as error:
-        print(f"without the recipe's judge: {error}", file=sys.stderr)
+    work = WorkDir(root=folder)
+    if not work.judge.exists():
+        print(f"without the recipe's judge: there is no {work.judge}", file=sys.stderr)
         return None
+    model = judge.load_judge(work, load_dataset(folder))
 
     def verdict(pictures: Sequence[Pixels], wanted: Sequence[Order]) -> list[bool]:
         batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.personalisation", description=__doc__)
     parser.add_argument("--work", type=Path, help="keep the runs here, and take those that are")
     parser.add_argument("--sheet", type=Path, help="write the picture table there, as WebP")
-    parser.add_argument("--judge", type=Path, default=Path(".cache/emoji"))
+    parser.add_argument("--judge", type=Path, default=Path(".cache/emoji-2"))
     parser.add_argument("--step-count", type=int, help="instead of the defaults")
     return parser
 

@@ -130,6 +130,20 @@ def load_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
     return parse_concepts(path.read_text())
 
 
+def name_owners(concepts: Sequence[Concept]) -> dict[str, int]:
+    """Every name without article, and plurals, with the index of the concept that it names.
+
+    A plural that another concept has as a name is that concept's.
+    """
+    result = {strip_article(name): i for i, c in enumerate(concepts) for name in c.names}
+    for index, concept in enumerate(concepts):
+        for name in concept.names:
+            bare = strip_article(name)
+            if bare != name and concept.is_countable:
+                result.setdefault(plural(bare), index)
+    return result
+
+
 def free_colours(concepts: Sequence[Concept]) -> tuple[tuple[str, ...], ...]:
     """For each concept the colours that do not make it another: no green for the red apple.
 
@@ -193,7 +207,7 @@ def known_words(concepts: Sequence[Concept]) -> list[str]:
     """Every word that a caption may hold, sorted."""
     phrases = [*_ARTICLES, *_LEADS, *_FILLERS, *BACKGROUNDS, "of", "on", "with", "background"]
     phrases += [name for concept in concepts for name in concept.names]
-    phrases += [plural(strip_article(c.phrase)) for c in concepts if c.is_countable]
+    phrases += name_owners(concepts)
     phrases += [tail for tails in _STYLE_TAILS.values() for tail in tails]
     phrases += [name for names in _STYLE_NAMES.values() for name in names]
     phrases += [word for spellings in COLOUR_SPELLINGS.values() for word in spellings]

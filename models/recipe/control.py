@@ -20,7 +20,7 @@ from models.recipe.captions import draw_caption
 from models.recipe.dataset import Dataset
 from models.recipe.denoiser import TIMESTEP_POWER, build_scheduler
 from models.recipe.heldout import held_out_pairs
-from models.recipe.latents import KINDS, draw_picture, draw_scene
+from models.recipe.latents import CENTRED, draw_picture, draw_scene
 from models.recipe.libraries import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from models.recipe.loop import LossFunction
 from models.recipe.tokenizer import tokenize
@@ -89,10 +89,10 @@ class Examples:
         index = random.choice(self._indexes)
         drawing = self._dataset.drawings[index]
         concept = self._dataset.concepts[drawing.concept_index]
-        scene = draw_scene(random.choice(KINDS), concept, None, random)
+        scene = draw_scene(random.choice(CENTRED)[0], concept, None, random)
         view = self._dataset.views[index, random.randrange(self._dataset.views.shape[1])]
         rgba = torch.from_numpy(np.array(view)).float()
-        picture = draw_picture(rgba, drawing.style, scene, random)
+        picture = draw_picture(rgba, drawing.style, scene)
         empty = random.random() < EMPTY_SHARE
         return picture, "" if empty else draw_caption(concept, drawing.style, scene, random)
 

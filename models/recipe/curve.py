@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextModel
 
+from models.recipe.codes import codes_of
 from models.recipe.denoiser import Noising
 from models.recipe.draws import Draws
 from models.recipe.libraries import UNet2DConditionModel
@@ -46,6 +47,7 @@ class Curve:
     def __call__(self, state: State) -> None:
         """Append a line, and write a snapshot if it is time for one."""
         sample_count = state.step * self._batch
+        codes_of(self._text_encoder).show_all()
         with state.averaged():
             losses = {f"loss_{name}": self._loss(each) for name, each in self._draws.items()}
         record = {

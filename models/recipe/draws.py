@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from string import ascii_lowercase
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from transformers import CLIPTokenizer
 from models.recipe.captions import PLAIN, Scene, draw_caption
 from models.recipe.dataset import Dataset
 from models.recipe.heldout import held_out_pairs
-from models.recipe.latents import EncodedPictures
+from models.recipe.latents import EncodedPictures, kind_of
 from models.recipe.tokenizer import tokenize
 
 EMPTY_SHARE = 0.1
@@ -26,6 +27,8 @@ EMPTY_SHARE = 0.1
 WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.4, "flat": 0.34, "line": 0.26}
 KIND_SHARES = {"plain": 0.55, "background": 0.2, "colour": 0.11, "layout": 0.14}
+JUNK_SHARE = 0.1
+"""Captions with words that mean nothing, so that unknown words do no harm."""
 _CAPTIONS_AT_ONCE = 4096
 
 
@@ -35,15 +38,6 @@ class LatentBatch:
 
     tokens_BL: Tensor
     latents_BChw: Tensor
-
-
-def kind_of(scene: Scene) -> str:
-    """Which share of the training a picture belongs to."""
-    if scene.colour is not None:
-        return "colour"
-    if scene.layout != "whole":
-        return "layout"
-    return "plain" if scene == PLAIN else "background"
 
 
 class Draws:
@@ -58,15 +52,20 @@ class Draws:
         *,
         caption_count: int,
         held_out: bool = False,
+        centred: bool = False,
         seed: int = 0,
     ) -> None:
-        """Draw `caption_count` captions a picture; `held_out` takes only the pairs kept back."""
+        """Draw `caption_count` captions a picture.
+
+        `held_out` takes only the pairs kept back, `centred` only pictures in the first pose.
+        """
         kept_back = held_out_pairs(dataset.concepts)
         drawings = dataset.drawings
         rows = [
             row
-            for row, index in enumerate(encoded.drawings)
+            for row, (index, pose) in enumerate(zip(encoded.drawings, encoded.poses, strict=True))
             if ((drawings[index].concept_index, drawings[index].style) in kept_back) is held_out
+            and not (centred and pose)
         ]
         self._scale = scale
         self._weights_N = _weights(encoded, dataset, rows)
@@ -128,9 +127,18 @@ def _captions(
             scene = encoded.scenes[row]
             if scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
                 scene = Scene(background="white")
-            captions.append(draw_caption(concept, drawing.style, scene, random))
+            caption = draw_caption(concept, drawing.style, scene, random)
+            if random.random() < JUNK_SHARE:
+                caption = f"{caption} {_junk(random)}"
+            captions.append(caption)
     parts = [
         tokenize(tokenizer, captions[start : start + _CAPTIONS_AT_ONCE]).short()
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
     ]
     return torch.cat(parts).view(len(rows), caption_count, -1)
+
+
+def _junk(random: Random) -> str:
+    """One to four words of random letters."""
+    words = ("".join(random.choices(ascii_lowercase, k=random.randint(3, 7))) for _ in range(4))
+    return " ".join(list(words)[: random.randint(1, 4)])

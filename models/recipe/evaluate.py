@@ -128,7 +128,7 @@ def ask(painter: Painter, questions: Sequence[Question]) -> Answers:
 
 def rate_answers(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, dict[str, object]]:
     """The judge's verdict for each kind and style, with every miss by name."""
-    model = judge.load_judge(work, len(dataset.concepts))
+    model = judge.load_judge(work, dataset)
     groups = sorted({(question.kind, question.style) for question in answers.questions})
     return {
         f"{kind}, {style}": rate_group(model, dataset, answers.of(kind, style))
@@ -179,7 +179,7 @@ def distances(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str, fl
 
     Beside it the same for originals through the autoencoder, which the model cannot beat.
     """
-    model = judge.load_judge(work, len(dataset.concepts))
+    model = judge.load_judge(work, dataset)
     trained = answers.of(TRAINED)
     originals = judge.unseen_views(dataset, _drawings(dataset, trained.questions))
     reference = judge.features_of(model, originals)
@@ -201,7 +201,7 @@ def rate_samplers(
     extent: Extent,
 ) -> dict[str, dict[str, float]]:
     """Right first, for every sampler at every count of steps, on some of the trained pairs."""
-    model = judge.load_judge(work, len(dataset.concepts))
+    model = judge.load_judge(work, dataset)
     asked = questions[: extent.sampler_question_count]
     truth = truth_of(dataset, asked)
     orders = [question.order for question in asked]

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from models.recipe import autoencoder, denoiser
 from models.recipe.captions import BACKGROUNDS, STYLES, Concept, known_words, strip_article
+from models.recipe.codes import bake
 from models.recipe.dataset import IMAGE_SIZE, load_dataset
 from models.recipe.latents import work_scale
 from models.recipe.libraries import AutoencoderTiny, StableDiffusionPipeline
 from models.recipe.state import load_ema
-from models.recipe.text import build_text_encoder
+from models.recipe.text import build_coded_encoder
 from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir
 
@@ -67,9 +68,10 @@ def build_pipeline(
     `weights` is a snapshot; None means where the training is.
     """
     tokenizer = load_tokenizer(work.tokenizer)
-    text_encoder = build_text_encoder(tokenizer)
+    text_encoder = build_coded_encoder(work, load_dataset(work.root), tokenizer)
     unet = denoiser.build_denoiser()
     step = load_ema(weights or work.denoiser, denoiser.as_modules(unet, text_encoder))
+    bake(text_encoder)
     vae = load_autoencoder(work)
     vae.register_to_config(scaling_factor=work_scale(work))
     for part in (text_encoder, unet):

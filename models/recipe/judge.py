@@ -3,7 +3,8 @@
 Called by the command line to train, and by `evaluate` to rate. It learns from the originals alone
 (all styles, any background, some painted in another colour, slight blur and noise), never from the
 model's output. Spoiled originals (`spoilers`) have a class of their own, `none`, so that colour and
-outline are not enough. Legend: B batch, F features, H and W pixels, K concepts.
+outline are not enough. While it learns, every drawing is a class: what a thing looks like in two
+styles need not be one. Legend: B batch, F features, H and W pixels, K concepts, P drawings.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from models.recipe.spoilers import SPOILERS, blur
 from models.recipe.state import load_ema
 from models.recipe.workdir import WorkDir
 
-TRAINING_MINUTES = 90.0
+TRAINING_MINUTES = 45.0
 BATCH = 128
 PAINTED_SHARE = 0.15
 SPOILED_SHARE = 0.35
 WHITE_SHARE = 0.6
 TRAINED_VIEW_COUNT = VIEW_COUNT - 1
 """The last view of a drawing is for testing."""
+MAX_ROLL_PX = 3
 HARMLESS_DB = 26.0
 """A spoiled picture this close to the original is still the thing, and is left out.
 
@@ -44,29 +46,40 @@ A disc without its gradient is still a disc: 27 dB from it, where most silhouett
 
 
 class Judge(nn.Module):
-    """Patches of 4×4 pixels, convolutions down to 8×8, K + 1 classes; the last is `none`."""
+    """Patches of 4×4 pixels, convolutions down to 8×8, a class a drawing and `none`."""
 
-    def __init__(self, concept_count: int) -> None:
-        """Untrained."""
+    def __init__(self, concepts_P: Sequence[int], concept_count: int) -> None:
+        """Untrained; `concepts_P` says which concept each class of a drawing is."""
         super().__init__()
+        self._concept_count = concept_count
+        self._concepts_P = torch.tensor(concepts_P)
+        self.conv_in = nn.Conv2d(3, 48, 4, stride=4, bias=False)
         self.features = nn.Sequential(
-            nn.Conv2d(3, 48, 4, stride=4, bias=False),
             _block(48, 64),
             _block(64, 96, stride=2),
             _block(96, 96),
             _block(96, 128, stride=2),
             _block(128, 256),
         )
-        self.classes = nn.Linear(2 * 256, concept_count + 1)
+        self.conv_out = nn.Linear(2 * 256, len(concepts_P) + 1)
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
-        """Logits [B, K + 1] of pictures in [-1, 1]."""
-        logits: Tensor = self.classes(self.pooled(pictures_B3HW))
+        """Logits [B, K + 1] of pictures in [-1, 1]; the last is `none`."""
+        logits_BP = self.drawing_logits(pictures_B3HW).float()
+        shares_BP = logits_BP.softmax(1)
+        concepts_P = self._concepts_P.to(logits_BP.device)
+        shares = shares_BP.new_zeros(len(logits_BP), self._concept_count)
+        shares = shares.index_add(1, concepts_P, shares_BP[:, :-1])
+        return torch.cat([shares, shares_BP[:, -1:]], dim=1).clamp(min=1e-12).log()
+
+    def drawing_logits(self, pictures_B3HW: Tensor) -> Tensor:
+        """Logits [B, P + 1] of pictures in [-1, 1], one for each drawing, the last for `none`."""
+        logits: Tensor = self.conv_out(self.pooled(pictures_B3HW))
         return logits
 
     def pooled(self, pictures_B3HW: Tensor) -> Tensor:
         """Features [B, F] of pictures in [-1, 1]."""
-        features = self.features(pictures_B3HW)
+        features = self.features(self.conv_in(pictures_B3HW))
         return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
 
 
@@ -83,15 +96,27 @@ def train_judge(work: WorkDir, device: torch.device, minutes: float = TRAINING_M
     worker = Worker(rank=0, world_size=1, device=device, dtype=pick_dtype(device))
     dataset = load_dataset(work.root)
     torch.manual_seed(0)
-    model = Judge(len(dataset.concepts)).to(device)
-    plan = Plan(learning_rate=3e-3, budget_s=60.0 * minutes, ema_decay=0.99, weight_decay=0.02)
+    model = build_judge(dataset).to(device)
+    plan = Plan(
+        learning_rate=3e-3,
+        budget_s=60.0 * minutes,
+        ema_decay=0.99,
+        weight_decay=0.02,
+        muon=True,
+    )
     work.judge.parent.mkdir(parents=True, exist_ok=True)
     train({"judge": model}, judge_loss(model, dataset, device), plan, work.judge, worker)
 
 
-def load_judge(work: WorkDir, concept_count: int) -> Judge:
+def build_judge(dataset: Dataset) -> Judge:
+    """An untrained judge of the dataset's drawings."""
+    concepts_P = [drawing.concept_index for drawing in dataset.drawings]
+    return Judge(concepts_P, len(dataset.concepts))
+
+
+def load_judge(work: WorkDir, dataset: Dataset) -> Judge:
     """The trained judge; raises FileNotFoundError before `train_judge` has run."""
-    model = Judge(concept_count)
+    model = build_judge(dataset)
     load_ema(work.judge, {"judge": model})
     return model.eval()
 
@@ -105,7 +130,7 @@ def judge_loss(model: Judge, dataset: Dataset, device: torch.device) -> LossFunc
         examples = [draw.one(random) for _ in range(BATCH)]
         pictures = torch.stack([picture for picture, _ in examples]).to(device)
         labels = torch.tensor([label for _, label in examples]).to(device)
-        logits = model(pictures).float()
+        logits = model.drawing_logits(pictures).float()
         right = (logits.argmax(1) == labels)[labels >= 0].float().mean()
         return F.cross_entropy(logits, labels, label_smoothing=0.05), {"accuracy": right}
 
@@ -122,7 +147,10 @@ class Examples:
         self._free_colours = free_colours(dataset.concepts)
 
     def one(self, random: Random) -> tuple[Tensor, int]:
-        """A picture [3, 128, 128] and its class; -100, which the loss skips, if it is unclear."""
+        """A picture [3, 128, 128] and its drawing, or the number of drawings for `none`.
+
+        -100, which the loss skips, if it is unclear.
+        """
         dataset = self._dataset
         index = random.randrange(len(dataset.drawings))
         drawing = dataset.drawings[index]
@@ -130,15 +158,17 @@ class Examples:
         white = random.random() < WHITE_SHARE
         background = "white" if white else random.choice(tuple(BACKGROUNDS))
         rgba = torch.from_numpy(np.array(dataset.views[index, view])).float()
+        down, right = (random.randint(-MAX_ROLL_PX, MAX_ROLL_PX) for _ in range(2))
+        rgba = rgba.roll((down, right), (1, 2))
         rgba = self._painted(ink(rgba, drawing.style, background), index, random)
         picture = _composite(rgba, BACKGROUNDS[background])
-        label = dataset.labels[index]
+        label = dataset.places[dataset.labels[index], drawing.style]
         if random.random() < SPOILED_SHARE:
             original = picture
             spoiled = random.choice(SPOILERS)(rgba, random)
             picture = _composite(spoiled, BACKGROUNDS[background])
             harmless = psnr_db(picture, original) > HARMLESS_DB
-            label = -100 if harmless else len(dataset.concepts)
+            label = -100 if harmless else len(dataset.drawings)
         return disturb(picture, random), label
 
     def _painted(self, rgba: Tensor, index: int, random: Random) -> Tensor:
@@ -223,7 +253,7 @@ def examine(work: WorkDir, drawings: Sequence[int]) -> dict[str, Rating]:
     through the autoencoder.
     """
     dataset = load_dataset(work.root)
-    model = load_judge(work, len(dataset.concepts))
+    model = load_judge(work, dataset)
     concepts = torch.tensor([dataset.labels[index] for index in drawings])
     plain = unseen_views(dataset, drawings)
     random = Random(99)

@@ -1,8 +1,9 @@
 """Stage 3: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
 
-Called by the command line. Each *chunk* holds one picture a kind and drawing, with other poses,
-colours and layouts than the chunk before; the denoiser learns from as many chunks as there are.
-Does not scale latents: `latent_scale` says by what the denoiser and the pipeline do.
+Called by the command line. The first *chunk* shows every drawing centred, which is what the text
+encoder learns to describe; the others show it in other poses, each with other colours and layouts.
+The denoiser learns from as many chunks as there are. Does not scale latents: `latent_scale` says by
+what the denoiser and the pipeline do.
 """
 
 from __future__ import annotations
@@ -17,17 +18,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.recipe.captions import BACKGROUNDS, COUNTS, LAYOUTS, OBJECT_COLOURS, Concept, Scene
+from models.recipe.captions import (
+    BACKGROUNDS,
+    COUNTS,
+    LAYOUTS,
+    OBJECT_COLOURS,
+    PLAIN,
+    Concept,
+    Scene,
+)
 from models.recipe.colours import natural_colour, paint
-from models.recipe.dataset import Dataset, composite, ink
+from models.recipe.dataset import POSES, Dataset, composite, ink
 from models.recipe.heldout import COLOUR_CONCEPTS
 from models.recipe.layouts import lay_out
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.parallel import Worker
 from models.recipe.workdir import WorkDir
 
-KINDS = ("plain", "plain", "plain", "background", "colour", "layout")
-"""Pictures of one drawing in one chunk."""
+CENTRED = (
+    *(("plain", 0), ("background", 0), ("background", 0)),
+    *(("colour", 0), ("colour", 0), ("layout", 0), ("layout", 0)),
+)
+POSED = (
+    *(("plain", 1), ("plain", 2), ("plain", 3), ("plain", 4)),
+    *(("background", None), ("background", None), ("colour", None), ("layout", 0)),
+)
+"""Pictures of one drawing in the first chunk and in every other: kind and pose, None for any."""
 WHITE_SHARE = 0.6
 """Of coloured things and of layouts; the others lie on a random colour."""
 _BATCH = 24
@@ -37,12 +53,22 @@ _BATCH = 24
 class EncodedPictures:
     """Latents of pictures, what each shows, and of which drawing it is.
 
-    `latents`: float16 [picture, 4, h, w].
+    `latents`: float16 [picture, 4, h, w]. `poses` are places in `dataset.POSES`.
     """
 
     latents: Tensor
     drawings: tuple[int, ...]
+    poses: tuple[int, ...]
     scenes: tuple[Scene, ...]
+
+
+def kind_of(scene: Scene) -> str:
+    """Which share of the training a picture belongs to."""
+    if scene.colour is not None:
+        return "colour"
+    if scene.layout != "whole":
+        return "layout"
+    return "plain" if scene == PLAIN else "background"
 
 
 def latent_scale(latents: Tensor) -> float:
@@ -83,12 +109,12 @@ def paintable_colour(dataset: Dataset, index: int) -> str | None:
     return natural_colour(torch.from_numpy(np.array(dataset.views[index, 0])).float())
 
 
-def draw_picture(view_4HW: Tensor, style: str, scene: Scene, random: Random) -> Tensor:
+def draw_picture(view_4HW: Tensor, style: str, scene: Scene) -> Tensor:
     """A premultiplied view, 0 to 255, as the scene wants it: float32 [3, 128, 128] in [-1, 1]."""
     view = ink(view_4HW, style, scene.background)
     if scene.colour is not None:
         view = paint(view, scene.colour)
-    view = lay_out(view, scene.layout, random)
+    view = lay_out(view, scene.layout)
     colour = torch.tensor([BACKGROUNDS[scene.background or "white"]])
     return composite(view[None], colour)[0]
 
@@ -98,49 +124,61 @@ def encode_chunk(
 ) -> None:
     """Encode one chunk, counted from 0, on one worker, and write it."""
     random = Random(1000 + number)
+    wanted = CENTRED if number == 0 else POSED
     scenes: list[Scene] = []
+    poses: list[int] = []
     waiting: list[Tensor] = []
     done: list[Tensor] = []
     for index, drawing in enumerate(dataset.drawings):
         natural = paintable_colour(dataset, index)
-        for kind in KINDS:
+        for kind, pose in wanted:
             scene = draw_scene(kind, dataset.concepts[drawing.concept_index], natural, random)
-            view = dataset.views[index, random.randrange(dataset.views.shape[1])]
-            view = torch.from_numpy(np.array(view)).float()
-            waiting.append(draw_picture(view, drawing.style, scene, random))
+            pose = random.randrange(len(POSES)) if pose is None else pose
+            view = torch.from_numpy(np.array(dataset.views[index, pose])).float()
+            waiting.append(draw_picture(view, drawing.style, scene))
             scenes.append(scene)
+            poses.append(pose)
         if len(waiting) >= _BATCH * worker.batch_factor or index + 1 == len(dataset.drawings):
             done.append(_encode(model, torch.stack(waiting), worker))
             waiting.clear()
-    latents = torch.cat(done)
-    latents = latents.view(len(dataset.drawings), len(KINDS), *latents.shape[1:])
-    _write(work.latents(number), latents.half().numpy(), scenes)
+    _write(
+        work.latents(number),
+        drawing_count=len(dataset.drawings),
+        latents=torch.cat(done).half().numpy(),
+        drawings=np.repeat(np.arange(len(dataset.drawings)), len(wanted)),
+        poses=np.array(poses),
+        scenes=np.array([[s.background or "", s.colour or "", s.layout] for s in scenes]),
+    )
 
 
 def load_latents(dataset: Dataset, chunks: Sequence[Path]) -> EncodedPictures:
     """All chunks together; ValueError when one is of other drawings or there is none."""
     latents: list[Tensor] = []
     drawings: list[int] = []
+    poses: list[int] = []
     scenes: list[Scene] = []
     for path in chunks:
         with np.load(path) as file:
-            if len(file["latents"]) != len(dataset.drawings):
+            if file["drawing_count"] != len(dataset.drawings):
                 raise ValueError(f"{path} was encoded from other drawings: remove it")
-            latents.append(torch.from_numpy(file["latents"]).flatten(0, 1))
+            latents.append(torch.from_numpy(file["latents"]))
+            drawings += file["drawings"].tolist()
+            poses += file["poses"].tolist()
             scenes += [_read_scene(row) for row in file["scenes"].tolist()]
-        drawings += [index for index in range(len(dataset.drawings)) for _ in KINDS]
     if not latents:
         raise ValueError("no latents: run the stage `latents` first")
     return EncodedPictures(
-        latents=torch.cat(latents), drawings=tuple(drawings), scenes=tuple(scenes)
+        latents=torch.cat(latents),
+        drawings=tuple(drawings),
+        poses=tuple(poses),
+        scenes=tuple(scenes),
     )
 
 
-def _write(path: Path, latents: np.ndarray, scenes: Sequence[Scene]) -> None:
+def _write(path: Path, **arrays: np.ndarray | int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
-    rows = [[scene.background or "", scene.colour or "", scene.layout] for scene in scenes]
-    np.savez(partial, latents=latents, scenes=np.array(rows))
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
     os.replace(partial, path)
 
 

@@ -1,19 +1,18 @@
 """Lays things out on the canvas: small, in a corner, or several of them.
 
 Called by `latents` and by the sheets of originals. A thing of half size is its view averaged over
-2×2 pixels. Knows no captions: `captions.LAYOUTS` says what each layout is called.
+2×2 pixels. Places are multiples of the latents' 8 pixels, as a thing looks the same there in every
+latent. Knows no captions: `captions.LAYOUTS` says what each layout is called.
 """
 
 from __future__ import annotations
-
-from random import Random
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _HALF = 64
-_NEAR, _MIDDLE, _FAR = 3, 32, 61
+_NEAR, _MIDDLE, _FAR = 0, 32, 64
 _PLACES: dict[str, tuple[tuple[int, int], ...]] = {
     "small": ((_MIDDLE, _MIDDLE),),
     "top left": ((_NEAR, _NEAR),),
@@ -27,19 +26,14 @@ _PLACES: dict[str, tuple[tuple[int, int], ...]] = {
     "four": ((_NEAR, _NEAR), (_NEAR, _FAR), (_FAR, _NEAR), (_FAR, _FAR)),
 }
 """Row and column of the upper left corner of each thing, in pixels."""
-_JITTER_PX = 3
 
 
-def lay_out(view_4HW: Tensor, layout: str, random: Random) -> Tensor:
+def lay_out(view_4HW: Tensor, layout: str) -> Tensor:
     """A premultiplied view, float32 [4, 128, 128], laid out; "whole" leaves it as it is."""
     if layout == "whole":
         return view_4HW
     half = F.avg_pool2d(view_4HW[None], 2)[0]
     canvas = torch.zeros_like(view_4HW)
-    for row, column in _PLACES[layout]:
-        top = row + random.randint(-_JITTER_PX, _JITTER_PX)
-        left = column + random.randint(-_JITTER_PX, _JITTER_PX)
-        area = canvas[:, top : top + _HALF, left : left + _HALF]
-        # Premultiplied "over": neighbours may overlap by their empty margins.
-        area.copy_(half + area * (1.0 - half[3:] / 255.0))
+    for top, left in _PLACES[layout]:
+        canvas[:, top : top + _HALF, left : left + _HALF] = half
     return canvas

@@ -30,7 +30,7 @@ from models.recipe.pack import pack
 from models.recipe.parallel import Worker, launch
 from models.recipe.plan import Plan
 from models.recipe.state import load_ema
-from models.recipe.text import build_heads, build_text_encoder
+from models.recipe.text import build_coded_encoder, build_head, load_start
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
@@ -94,8 +94,8 @@ def train_autoencoder(root: Path, machine: Machine, budget: Budget) -> None:
 
 
 def train_text(root: Path, machine: Machine, budget: Budget) -> None:
-    """Pre-train the text encoder; one process is enough."""
-    machine.run(partial(_text, root, budget.text_minutes), process_count=1)
+    """Pre-train the text encoder."""
+    machine.run(partial(_text, root, budget.text_minutes))
 
 
 def encode_latents(root: Path, machine: Machine, budget: Budget) -> None:
@@ -167,13 +167,16 @@ def _plan(phase: autoencoder.Phase, scale: float) -> Plan:
 def _text(root: Path, minutes: float, worker: Worker) -> None:
     work, dataset = WorkDir(root=root), load_dataset(root)
     tokenizer = load_tokenizer(work.tokenizer)
-    encoder = build_text_encoder(tokenizer)
-    if work.start.exists():
-        load_ema(work.start, {"text": encoder})
-    heads = build_heads(len(dataset.concepts))
-    modules = _placed(text.as_modules(encoder, heads), worker)
-    loss = text.text_loss(encoder, heads, tokenizer, dataset, TEXT_BATCH, worker.device)
-    plan = Plan(learning_rate=1.5e-3, budget_s=60.0 * minutes, warmup_steps=50, ema_decay=0.99)
+    encoder, head = build_coded_encoder(work, dataset, tokenizer), build_head()
+    load_start(work, encoder, {})
+    modules = _placed(text.as_modules(encoder, head), worker)
+    encoder.set_attn_implementation("eager")
+    encoded = load_latents(dataset, work.latent_chunks[:1])
+    scale = work_scale(work)
+    draws = Draws(encoded, dataset, tokenizer, scale, caption_count=8, centred=True)
+    batch = TEXT_BATCH * worker.batch_factor // worker.world_size
+    loss = text.text_loss(encoder, head, draws.to(worker.device), batch, worker.device)
+    plan = Plan(learning_rate=2e-3, budget_s=60.0 * minutes, ema_decay=0.995, muon=True)
     train(modules, loss, plan, work.text, worker)
 
 
@@ -188,11 +191,10 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     on_gpu = worker.device.type == "cuda"
     training = denoiser.ON_GPU if on_gpu else denoiser.ON_CPU
     tokenizer = load_tokenizer(work.tokenizer)
-    encoder, unet = build_text_encoder(tokenizer), denoiser.build_denoiser()
-    modules = _placed(denoiser.as_modules(unet, encoder), worker)
-    if work.start.exists():
-        load_ema(work.start, modules)
+    encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
+    load_start(work, encoder, {"unet": unet})
     load_ema(work.text, {"text": encoder})
+    modules = _placed(denoiser.as_modules(unet, encoder), worker)
     scale = work_scale(work)
 
     def draws(chunks: Sequence[Path], caption_count: int, *, held_out: bool) -> Draws:

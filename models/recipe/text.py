@@ -1,56 +1,47 @@
-"""Stage 2: the text encoder learns what captions mean before the denoiser has to.
+"""Stage 3: the text encoder learns what captions look like before the denoiser has to.
 
-Called by the command line. From the state at the end marker, linear heads name concept, style,
-background, colour and layout, and paint a thumbnail of the drawing. The heads are thrown away.
-Legend: B batch, D text width, C colours, H and W pixels of the thumbnail.
+Called by the command line. The last places of the token window, which no prompt of ordinary length
+reaches, are *slots*: a linear head must paint from each the patch of the centred drawing's latent
+that lies there. So the denoiser finds in the text where what is, and need not learn it thing by
+thing. The head is thrown away. Legend: B batch, L tokens, D text width, N slots, P numbers of a
+patch, C channels, h and w latent sides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from random import Random
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models.recipe.captions import (
-    BACKGROUNDS,
-    LAYOUTS,
-    OBJECT_COLOURS,
-    STYLES,
-    draw_any_scene,
-    draw_caption,
-)
-from models.recipe.dataset import Dataset, composite
-from models.recipe.heldout import held_out_pairs
+from models.recipe.codes import attach, build_codes, codes_of
+from models.recipe.dataset import Dataset
+from models.recipe.draws import Draws
+from models.recipe.latents import load_latents, work_scale
 from models.recipe.loop import LossFunction
-from models.recipe.tokenizer import TOKEN_WINDOW, tokenize
+from models.recipe.state import load_ema
+from models.recipe.tokenizer import TOKEN_WINDOW, owners_of
+from models.recipe.workdir import WorkDir
 
-TEXT_WIDTH = 192
-THUMBNAIL_SIZE = 16
-
-_HEADS: dict[str, tuple[str, ...]] = {
-    "style": STYLES,
-    "background": tuple(BACKGROUNDS),
-    "colour": OBJECT_COLOURS,
-    "layout": tuple(LAYOUTS)[1:],
-}
-"""What captions may say beside the thing; class 0 of each head means unsaid."""
+TEXT_WIDTH = 288
+PATCH_SIDE = 4
+SLOT_COUNT = 16
+_PATCH_NUMBERS = 4 * PATCH_SIDE**2
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder, three layers, 1.2 M parameters."""
+    """An untrained CLIP text encoder, three layers.
+
+    It has more and smaller heads than usual: each can carry another part of a thing's code.
+    """
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
+            intermediate_size=TEXT_WIDTH,
             projection_dim=TEXT_WIDTH,
             num_hidden_layers=3,
-            num_attention_heads=3,
+            num_attention_heads=18,
             max_position_embeddings=TOKEN_WINDOW,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -60,96 +51,52 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_heads(concept_count: int) -> nn.ModuleDict:
-    """Linear probes of the pooled state; class 0 means unnamed, but for the concept."""
-    sizes = {name: 1 + len(classes) for name, classes in _HEADS.items()}
-    sizes |= {"concept": concept_count, "thumbnail": 3 * THUMBNAIL_SIZE**2}
-    return nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, size) for name, size in sizes.items()})
+def build_coded_encoder(work: WorkDir, dataset: Dataset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained text encoder with the codes of all drawings."""
+    encoder = build_text_encoder(tokenizer)
+    encoded = load_latents(dataset, work.latent_chunks[:1])
+    names = owners_of(tokenizer, dataset.concepts)
+    attach(encoder, build_codes(dataset, encoded, work_scale(work), names, TEXT_WIDTH))
+    return encoder
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionBatch:
-    """Captions and what they say; `labels_B` has a class per caption for each head."""
-
-    captions: list[str]
-    labels_B: dict[str, Tensor]
-    thumbnails_BCHW: Tensor
-
-
-def thumbnails(dataset: Dataset) -> Tensor:
-    """The centred view of every drawing, averaged down: float32 RGBA [drawing, 4, 16, 16]."""
-    centred = torch.from_numpy(np.array(dataset.views[:, 0])).float()
-    return F.avg_pool2d(centred, centred.shape[-1] // THUMBNAIL_SIZE)
+def load_start(work: WorkDir, encoder: CLIPTextModel, others: dict[str, nn.Module]) -> None:
+    """Put adopted weights, if there are any, into a coded encoder and other modules."""
+    if not work.start.exists():
+        return
+    rows = nn.Embedding(encoder.config.vocab_size, TEXT_WIDTH)
+    load_ema(work.start, {"text": encoder, "rows": rows, **others})
+    codes_of(encoder).fit(rows.weight)
 
 
-def draw_batch(dataset: Dataset, small_N4HW: Tensor, count: int, random: Random) -> CaptionBatch:
-    """Random captions of random drawings that are not held out; half name the style."""
-    held_out = held_out_pairs(dataset.concepts)
-    captions: list[str] = []
-    labels, chosen = [], []
-    while len(captions) < count:
-        index = random.randrange(len(dataset.drawings))
-        drawing = dataset.drawings[index]
-        if (drawing.concept_index, drawing.style) in held_out:
-            continue
-        named = random.random() < 0.5
-        concept = dataset.concepts[drawing.concept_index]
-        scene = draw_any_scene(concept, random)
-        captions.append(draw_caption(concept, drawing.style, scene, random, style_named=named))
-        said = {
-            "style": drawing.style if named else None,
-            "background": scene.background,
-            "colour": scene.colour,
-            "layout": scene.layout,
-        }
-        labels.append([drawing.concept_index, *(_class_of(k, said[k]) for k in _HEADS)])
-        chosen.append((index, BACKGROUNDS[scene.background or "white"]))
-    columns = torch.tensor(labels).unbind(1)
-    return CaptionBatch(
-        captions=captions,
-        labels_B=dict(zip(("concept", *_HEADS), columns, strict=True)),
-        thumbnails_BCHW=composite(
-            small_N4HW[[index for index, _ in chosen]],
-            torch.tensor([colour for _, colour in chosen]),
-        ),
-    )
+def build_head() -> nn.Linear:
+    """Paints a patch from a slot's state."""
+    return nn.Linear(TEXT_WIDTH, _PATCH_NUMBERS)
 
 
-def _class_of(head: str, name: str | None) -> int:
-    return 1 + _HEADS[head].index(name) if name in _HEADS[head] else 0
+def patches(latents_BChw: Tensor) -> Tensor:
+    """Latents cut into squares, row by row: [B, N, P]."""
+    squares = F.unfold(latents_BChw, PATCH_SIDE, stride=PATCH_SIDE)
+    return squares.transpose(1, 2)
 
 
 def text_loss(
-    model: CLIPTextModel,
-    heads: nn.ModuleDict,
-    tokenizer: CLIPTokenizer,
-    dataset: Dataset,
-    batch: int,
-    device: torch.device,
+    model: CLIPTextModel, head: nn.Linear, draws: Draws, batch: int, device: torch.device
 ) -> LossFunction:
-    """Cross-entropy of all that captions say, plus the squared error of the thumbnail."""
-    small = thumbnails(dataset)
+    """Mean squared error of the patches."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        random = Random(int(torch.randint(2**31, (1,), generator=generator)))
-        drawn = draw_batch(dataset, small, batch, random)
-        pooled_BD = model(tokenize(tokenizer, drawn.captions).to(device)).pooler_output
-        labels = {name: classes.to(device) for name, classes in drawn.labels_B.items()}
-        guesses = {name: heads[name](pooled_BD).float() for name in labels}
-        errors = {name: F.cross_entropy(guesses[name], labels[name]) for name in labels}
-        target = drawn.thumbnails_BCHW.flatten(1).to(device)
-        thumbnail = F.mse_loss(heads["thumbnail"](pooled_BD).float(), target)
-        others = sum((errors[name] for name in _HEADS), torch.zeros((), device=device))
-        right = guesses["concept"].argmax(1) == labels["concept"]
-        return errors["concept"] + 0.3 * others + 2.0 * thumbnail, {
-            "accuracy": right.float().mean(),
-            "others": others,
-            "thumbnail": thumbnail,
-        }
+        local = torch.Generator(device)
+        local.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        drawn = draws.batch(batch, local)
+        codes_of(model).hide(batch, local)
+        states_BLD = model(drawn.tokens_BL)[0]
+        painted_BNP = head(states_BLD[:, -SLOT_COUNT:]).float()
+        return F.mse_loss(painted_BNP, patches(drawn.latents_BChw)), {}
 
     return loss
 
 
-def as_modules(model: CLIPTextModel, heads: nn.ModuleDict) -> dict[str, nn.Module]:
-    """The names under which checkpoints hold encoder and heads."""
-    return {"text": model, "head": heads}
+def as_modules(model: CLIPTextModel, head: nn.Linear) -> dict[str, nn.Module]:
+    """The names under which checkpoints hold encoder and head."""
+    return {"text": model, "head": head}

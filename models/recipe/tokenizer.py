@@ -1,28 +1,30 @@
-"""The tokenizer: byte-pair encoding in CLIP's format, learnt from the captions themselves.
+"""The tokenizer: byte-pair encoding in CLIP's format, learnt from the captions, and a token a name.
 
 Called by the command line once; `text`, `denoiser` and `export` load the result. Every byte is in
-the vocabulary, so that no prompt has an unknown token. Does not know what a caption means.
+the vocabulary, so that no prompt has an unknown token. Every name of a thing is one token, the
+longest that fits: "red apple", "two apples". Does not know what else a caption means.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from random import Random
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import STYLES, Concept, draw_any_scene, draw_caption
+from models.recipe.captions import STYLES, Concept, draw_any_scene, draw_caption, name_owners
 
-TOKEN_WINDOW = 32
-"""Tokens that the text encoder reads, the two markers included."""
-MAX_VOCABULARY_SIZE = 2200
+TOKEN_WINDOW = 48
+"""Tokens that the text encoder reads, markers and padding included."""
+MAX_WORD_COUNT = 1000
+NO_CONCEPT = -1
 CAPTIONS_PER_DRAWING = 20
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -41,7 +43,8 @@ def train_tokenizer(concepts: Sequence[Concept], folder: Path, *, seed: int = 1)
         for concept in concepts
         for style in STYLES
     ]
-    vocabulary, merges = _train_merges(captions)
+    names = name_owners(concepts)
+    vocabulary, merges = _train_merges(captions, set(names))
     tokenizer = CLIPTokenizer(
         vocab=vocabulary,
         merges=merges,  # type: ignore[arg-type]
@@ -51,10 +54,23 @@ def train_tokenizer(concepts: Sequence[Concept], folder: Path, *, seed: int = 1)
         pad_token=_END,
         unk_token=_END,
     )
+    added = [AddedToken(name, single_word=True, normalized=True) for name in names]
+    tokenizer.add_tokens(added)
     tokenizer.save_pretrained(folder)
 
 
-def _train_merges(captions: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def owners_of(tokenizer: CLIPTokenizer, concepts: Sequence[Concept]) -> Tensor:
+    """The index of the concept that each token names, -1 for words: int64 [vocabulary]."""
+    known = name_owners(concepts)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    word_count = len(tokenizer) - len(known)
+    return torch.tensor([NO_CONCEPT] * word_count + [known[name] for name in tokens[word_count:]])
+
+
+def _train_merges(
+    captions: Sequence[str], names: Set[str]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of which none makes a name, as that would be its token, too."""
     stock = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix=_WORD_END, unk_token=_END))
     learner.normalizer, learner.pre_tokenizer = stock.normalizer, stock.pre_tokenizer
@@ -63,7 +79,7 @@ def _train_merges(captions: Sequence[str]) -> tuple[dict[str, int], list[tuple[s
     # not depend on the order in which the trainer's hash map gives out words.
     final_bytes = [byte + _WORD_END for byte in sorted(alphabet)]
     trainer = BpeTrainer(
-        vocab_size=MAX_VOCABULARY_SIZE,
+        vocab_size=MAX_WORD_COUNT,
         min_frequency=2,
         special_tokens=[_START, _END, *final_bytes],
         end_of_word_suffix=_WORD_END,
@@ -72,7 +88,17 @@ def _train_merges(captions: Sequence[str]) -> tuple[dict[str, int], list[tuple[s
     )
     learner.train_from_iterator(captions, trainer)
     model = json.loads(learner.to_str())["model"]
-    return model["vocab"], [(left, right) for left, right in model["merges"]]
+    dropped: set[str] = set()
+    merges: list[tuple[str, str]] = []
+    for left, right in model["merges"]:
+        if left + right in names or {left, right} & dropped:
+            dropped.add(left + right)
+        else:
+            merges.append((left, right))
+    dropped -= {left + right for left, right in merges}
+    words = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    kept = [word for word in words if word not in dropped]
+    return {word: place for place, word in enumerate(kept)}, merges
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -82,7 +108,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids of `captions`, cut and padded to the window as the pipeline does: int64 [B, 32]."""
+    """Token ids of `captions`, cut and padded to the window as the pipeline does: int64 [B, L]."""
     ids: Tensor = tokenizer(
         list(captions),
         padding="max_length",

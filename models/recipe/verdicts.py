@@ -28,7 +28,7 @@ SETTINGS = Defaults(step_count=10, guidance_scale=2.5, sampler="ddim")
 def rate_snapshots(work: WorkDir) -> None:
     """Append a line for each snapshot that has none; the judge must be there."""
     dataset = load_dataset(work.root)
-    model = judge.load_judge(work, len(dataset.concepts))
+    model = judge.load_judge(work, dataset)
     everything = Scope(concept_indexes=tuple(range(len(dataset.concepts))), styles=STYLES)
     questions = choose_questions(dataset.concepts, everything, COUNTS[TRAINED])
     chosen = [

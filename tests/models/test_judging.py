@@ -54,8 +54,8 @@ def test_examples_are_named_spoiled_or_left_out(tmp_path: Path) -> None:
     dataset, random = write_views(tmp_path), Random(0)
     examples = Examples(dataset)
     labels = [examples.one(random)[1] for _ in range(60)]
-    assert set(labels) <= {0, 1, len(dataset.concepts), -100}
-    assert {0, 1, len(dataset.concepts)} <= set(labels)
+    assert set(labels) <= {0, 1, 2, 3, len(dataset.drawings), -100}
+    assert {0, 1, 2, 3, len(dataset.drawings)} <= set(labels)
 
 
 def test_the_same_drawing_of_two_things_has_one_label(tmp_path: Path) -> None:
@@ -64,14 +64,20 @@ def test_the_same_drawing_of_two_things_has_one_label(tmp_path: Path) -> None:
 
 
 def test_a_judge_has_a_class_more_than_there_are_concepts() -> None:
-    assert Judge(5)(torch.zeros(2, 3, 128, 128)).shape == (2, 6)
+    judge = Judge([0, 0, 0, 1, 1, 2, 4], 5)
+    logits = judge(torch.zeros(2, 3, 128, 128))
+    assert logits.shape == (2, 6)
+    shares = judge.drawing_logits(torch.zeros(2, 3, 128, 128)).softmax(1)
+    expected = torch.stack([shares[:, :3].sum(1), shares[:, 3:5].sum(1), shares[:, 5]], dim=1)
+    assert torch.allclose(logits[:, :3].exp(), expected)
+    assert torch.allclose(logits[:, -1].exp(), shares[:, -1])
 
 
 class ScriptedJudge(Judge):
     """Answers with logits that were written down before."""
 
     def __init__(self, logits_BK: Tensor) -> None:
-        super().__init__(logits_BK.shape[1] - 1)
+        super().__init__(range(logits_BK.shape[1] - 1), logits_BK.shape[1] - 1)
         self.logits_BK = logits_BK
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:

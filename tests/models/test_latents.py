@@ -12,15 +12,17 @@ from transformers import CLIPTokenizer
 
 from models.recipe.autoencoder import build_autoencoder
 from models.recipe.captions import BACKGROUNDS, LAYOUTS, Scene, load_concepts
-from models.recipe.dataset import Dataset, composite, ink
-from models.recipe.draws import Draws, kind_of
+from models.recipe.dataset import POSES, Dataset, composite, ink
+from models.recipe.draws import Draws
 from models.recipe.heldout import COLOUR_CONCEPTS, FIRST_EDITION_COUNT, SHARE, held_out_pairs
 from models.recipe.latents import (
-    KINDS,
+    CENTRED,
+    POSED,
     EncodedPictures,
     draw_picture,
     draw_scene,
     encode_chunk,
+    kind_of,
     latent_scale,
     load_latents,
     paintable_colour,
@@ -45,7 +47,7 @@ def test_each_latent_is_the_picture_that_its_scene_describes(
 ) -> None:
     work, dataset = encoded
     pictures = load_latents(dataset, work.latent_chunks)
-    assert pictures.latents.shape == (len(DRAWINGS) * len(KINDS), 4, 16, 16)
+    assert pictures.latents.shape == (len(DRAWINGS) * len(CENTRED), 4, 16, 16)
     torch.manual_seed(0)
     vae = build_autoencoder()
     compared = 0
@@ -61,6 +63,7 @@ def test_each_latent_is_the_picture_that_its_scene_describes(
             expected = vae.encoder(composite(view[None], colour))[0]
         assert torch.allclose(latent.float(), expected, atol=2e-3)
         compared += 1
+    assert set(pictures.poses) == {0}
     assert compared >= 3 * len(DRAWINGS)
 
 
@@ -70,8 +73,14 @@ def test_another_chunk_shows_other_scenes(encoded: tuple[WorkDir, Dataset], tmp_
     encode_chunk(build_autoencoder(), dataset, other, 1, WORKER)
     first, second = (load_latents(dataset, w.latent_chunks) for w in (work, other))
     assert first.scenes != second.scenes
+    assert set(second.poses) == set(range(len(POSES)))
     both = load_latents(dataset, [*work.latent_chunks, *other.latent_chunks])
-    assert len(both.latents) == len(both.drawings) == len(both.scenes) == 2 * len(first.scenes)
+    assert (
+        len(both.latents)
+        == len(both.drawings)
+        == len(both.scenes)
+        == (len(DRAWINGS) * (len(CENTRED) + len(POSED)))
+    )
 
 
 def test_latents_of_other_drawings_are_refused(encoded: tuple[WorkDir, Dataset]) -> None:
@@ -123,17 +132,15 @@ def test_only_what_can_be_counted_is_counted() -> None:
 def test_a_layout_holds_so_many_things_of_half_size(layout: str, count: int) -> None:
     view = torch.zeros(4, 128, 128)
     view[:, 32:96, 32:96] = 255.0
-    laid = lay_out(view, layout, Random(0))
+    laid = lay_out(view, layout)
     assert float(laid.sum()) == pytest.approx(count * float(view.sum()) / 4)
-    assert lay_out(view, "whole", Random(0)) is view
+    assert lay_out(view, "whole") is view
 
 
 def test_a_line_drawing_turns_white_on_black() -> None:
     view = torch.zeros(4, 128, 128)
     view[3, 32:96, 32:96] = 255.0
-    black, blue = (
-        draw_picture(view, "line", Scene(background=name), Random(0)) for name in ("black", "blue")
-    )
+    black, blue = (draw_picture(view, "line", Scene(background=name)) for name in ("black", "blue"))
     assert float(black[:, 64, 64].mean()) == pytest.approx(1.0)
     assert float(blue[:, 64, 64].mean()) == pytest.approx(-1.0)
 
@@ -151,6 +158,7 @@ def marked(tmp_path: Path) -> tuple[EncodedPictures, Dataset, CLIPTokenizer, lis
     encoded = EncodedPictures(
         latents=marks.contiguous(),
         drawings=tuple(index for index, _ in rows),
+        poses=tuple(row % 3 for row in range(len(rows))),
         scenes=tuple(scene for _, scene in rows),
     )
     chosen = [CONCEPTS[0], CONCEPTS[kept_back[0]]]
@@ -188,6 +196,15 @@ def test_the_held_out_pairs_can_be_drawn_alone(
     draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1, held_out=True)
     batch = draws.batch(50, torch.Generator().manual_seed(0))
     assert {encoded.drawings[int(row)] for row in batch.latents_BChw[:, 0, 0, 0]} == {1}
+
+
+def test_the_centred_pictures_can_be_drawn_alone(
+    marked: tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]],
+) -> None:
+    encoded, dataset, tokenizer, _ = marked
+    draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1, centred=True)
+    batch = draws.batch(50, torch.Generator().manual_seed(0))
+    assert {encoded.poses[int(row)] for row in batch.latents_BChw[:, 0, 0, 0]} == {0}
 
 
 def _names(caption: str, names: tuple[str, ...]) -> bool:

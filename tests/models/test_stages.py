@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.recipe import denoiser, stages
-from models.recipe.adopt import adopt, transplant
+from models.recipe.adopt import adopt
+from models.recipe.codes import bake
 from models.recipe.curve import Curve
+from models.recipe.dataset import load_dataset
+from models.recipe.export import export
 from models.recipe.heldout import held_out_pairs
+from models.recipe.libraries import UNet2DConditionModel
 from models.recipe.parallel import Worker
 from models.recipe.plan import Plan
 from models.recipe.state import State, load_ema
-from models.recipe.tokenizer import load_tokenizer, train_tokenizer
+from models.recipe.text import build_coded_encoder, load_start
+from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir
-from tests.models.tiny import CONCEPTS, write_views, write_work_dir
+from tests.models.tiny import CONCEPTS, write_work_dir
 
-SHIPPED = Path(__file__).parents[2] / "models" / "limner-emoji"
 CPU = stages.Machine(device=torch.device("cpu"))
 
 
@@ -63,9 +67,11 @@ def test_a_budget_of_nothing_is_refused(name: str) -> None:
 
 def test_the_curve_measures_averaged_weights_and_keeps_snapshots(work: WorkDir) -> None:
     unet, layer = denoiser.build_denoiser(), torch.nn.Linear(2, 2)
+    dataset, tokenizer = load_dataset(work.root), load_tokenizer(work.tokenizer)
+    encoder = build_coded_encoder(work, dataset, tokenizer)
     state = State({"layer": layer}, Plan(learning_rate=1.0, step_count=9))
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
-    curve = Curve(work, unet, unet, {}, worker, batch=50, snapshot_every=100)
+    curve = Curve(work, unet, encoder, {}, worker, batch=50, snapshot_every=100)
     with torch.no_grad():
         layer.weight += 1.0
     before = layer.weight.detach().clone()
@@ -79,35 +85,32 @@ def test_the_curve_measures_averaged_weights_and_keeps_snapshots(work: WorkDir) 
     assert torch.allclose(layer.weight, before - 1.0, atol=2e-3)
 
 
-def test_training_may_start_from_the_shipped_weights_with_another_vocabulary(
-    tmp_path: Path,
-) -> None:
-    work = WorkDir(root=tmp_path)
-    write_views(tmp_path)
-    train_tokenizer(CONCEPTS[:3], work.tokenizer)
-    adopt(SHIPPED, work)
-    unet = denoiser.build_denoiser()
-    load_ema(work.start, {"unet": unet})
-    shipped = type(unet).from_pretrained(SHIPPED / "unet").state_dict()
-    assert all(torch.equal(value, shipped[key]) for key, value in unet.state_dict().items())
+def test_training_may_start_from_a_model_that_was_exported(work: WorkDir, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    export(work, folder)
+    adopt(folder, work)
+    dataset, tokenizer = load_dataset(work.root), load_tokenizer(work.tokenizer)
+    encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
+    load_start(work, encoder, {"unet": unet})
+    bake(encoder)
+    for part, name in ((unet, "unet"), (encoder, "text_encoder")):
+        exported = type(part).from_pretrained(folder / name).state_dict()
+        for key, value in part.state_dict().items():
+            assert torch.allclose(value, exported[key], atol=2e-3), key
     assert work.start_autoencoder.exists()
 
 
-def test_tokens_that_two_vocabularies_share_keep_their_meaning(tmp_path: Path) -> None:
-    train_tokenizer(CONCEPTS[:3], tmp_path / "tokenizer")
-    old_tokenizer = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
-    new_tokenizer = load_tokenizer(tmp_path / "tokenizer")
-    old = CLIPTextModel.from_pretrained(SHIPPED / "text_encoder")
-    new = transplant(old, old_tokenizer, new_tokenizer)
-    before, after = (model.get_input_embeddings().get_parameter("weight") for model in (old, new))
-    token = "apple</w>"
-    assert torch.equal(
-        before[old_tokenizer.get_vocab()[token]], after[new_tokenizer.get_vocab()[token]]
-    )
-    text = "a red apple on a blue background"
-    old_state, new_state = (
-        model(torch.tensor([tokenizer(text).input_ids])).pooler_output
-        for model, tokenizer in ((old, old_tokenizer), (new, new_tokenizer))
-    )
-    assert old_tokenizer.tokenize(text) == new_tokenizer.tokenize(text)
-    assert torch.allclose(old_state, new_state, atol=1e-5)
+def test_a_model_of_another_architecture_lends_its_autoencoder(
+    work: WorkDir, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    export(work, folder)
+    UNet2DConditionModel(
+        block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    other = WorkDir(root=tmp_path / "other")
+    shutil.copytree(work.tokenizer, other.tokenizer)
+    adopt(folder, other)
+    assert other.start_autoencoder.exists()
+    assert not other.start.exists()

@@ -14,20 +14,20 @@ from torch import nn
 
 from models.recipe import autoencoder, denoiser
 from models.recipe.captions import load_concepts
-from models.recipe.dataset import IMAGE_SIZE, Dataset, load_dataset
-from models.recipe.judge import Judge
+from models.recipe.dataset import IMAGE_SIZE, POSES, Dataset, load_dataset
+from models.recipe.judge import build_judge
 from models.recipe.latents import encode_chunk
 from models.recipe.parallel import Worker
 from models.recipe.plan import Plan
 from models.recipe.state import State
 from models.recipe.text import as_modules as text_modules
-from models.recipe.text import build_heads, build_text_encoder
+from models.recipe.text import build_coded_encoder, build_head
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
 CONCEPTS = load_concepts()
 DRAWINGS = ((0, "3d"), (0, "flat"), (1, "3d"), (1, "line"))
-VIEW_COUNT = 2
+VIEW_COUNT = len(POSES) + 1
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
 
 
@@ -48,21 +48,21 @@ def write_views(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) ->
 def write_work_dir(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) -> WorkDir:
     """Write everything that `export` and the denoiser read; weights are random but fixed."""
     work, dataset = WorkDir(root=root), write_views(root, drawings)
-    train_tokenizer(dataset.concepts[:3], work.tokenizer)
+    train_tokenizer(dataset.concepts, work.tokenizer)
     torch.manual_seed(0)
     vae = autoencoder.build_autoencoder()
     save(autoencoder.as_modules(vae), work.autoencoder(len(autoencoder.PHASES)))
     encode_chunk(vae, dataset, work, 0, WORKER)
-    encoder = build_text_encoder(load_tokenizer(work.tokenizer))
-    save(text_modules(encoder, build_heads(len(dataset.concepts))), work.text)
+    encoder = build_coded_encoder(work, dataset, load_tokenizer(work.tokenizer))
+    save(text_modules(encoder, build_head()), work.text)
     save(denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser)
     return work
 
 
 def write_judge(work: WorkDir) -> None:
-    """Write an untrained judge of the whole vocabulary."""
+    """Write an untrained judge of the drawings in the work folder."""
     torch.manual_seed(1)
-    save({"judge": Judge(len(CONCEPTS))}, work.judge)
+    save({"judge": build_judge(load_dataset(work.root))}, work.judge)
 
 
 def save(modules: dict[str, nn.Module], path: Path) -> None:

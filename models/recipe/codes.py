@@ -1,0 +1,169 @@
+"""What the text encoder knows of each thing: one token, whose embedding is a code of its drawings.
+
+Called by the stages that train text encoder and denoiser, and by `export`. While these learn, a
+thing's embedding is computed from the latents of its drawings by a linear map that they share, so
+that what one thing teaches serves all others. Of some examples a style is hidden: its drawing must
+then be told from the other styles. `bake` writes the codes into an ordinary embedding; the latents
+and the map do not ship. Legend: B batch, L tokens, V vocabulary, K concepts, S styles, F numbers of
+one latent, D text width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from models.recipe.captions import STYLES
+from models.recipe.dataset import Dataset
+from models.recipe.heldout import held_out_pairs
+from models.recipe.latents import EncodedPictures, kind_of
+from models.recipe.tokenizer import NO_CONCEPT
+
+WIDTH = 0.3
+"""Standard deviation of a fresh code."""
+HIDDEN_SHARE = 0.25
+"""Examples of which one style is hidden."""
+
+
+class ConceptEmbedding(nn.Module):
+    """Stands for the token embedding: words have a row each, names are computed."""
+
+    owners_V: Tensor
+    present_KS: Tensor
+    pictures_KSF: Tensor
+
+    def __init__(
+        self, width: int, owners_V: Tensor, pictures_KSF: Tensor, present_KS: Tensor
+    ) -> None:
+        """Codes start as the main components of all drawings.
+
+        `owners_V` is the concept that a token names, or -1. `pictures_KSF` are scaled latents;
+        where `present_KS` is false they are not looked at.
+        """
+        super().__init__()
+        word_count = int((owners_V == NO_CONCEPT).sum())
+        if not bool((owners_V[:word_count] == NO_CONCEPT).all()):
+            raise ValueError("names must come after all words in the vocabulary")
+        self.words = nn.Embedding(word_count, width)
+        nn.init.normal_(self.words.weight, std=0.02)
+        shape_KSF = pictures_KSF.shape
+        # Sized so that a step of the optimizer moves a code about as far as it moves a word.
+        unit = (shape_KSF[1] * shape_KSF[2]) ** 0.5
+        self.register_buffer("owners_V", owners_V, persistent=False)
+        self.register_buffer("present_KS", present_KS, persistent=False)
+        self.register_buffer("pictures_KSF", pictures_KSF / unit, persistent=False)
+        self.encode = nn.Linear(shape_KSF[1] * shape_KSF[2], width)
+        self.presence = nn.Linear(shape_KSF[1], width, bias=False)
+        nn.init.zeros_(self.presence.weight)
+        self.hidden_BS: Tensor | None = None
+        self._start_from_components()
+
+    def hide(self, count: int, generator: torch.Generator) -> None:
+        """Hide one style of some of the next batch's `count` examples."""
+        present_KS = self.present_KS
+        device, style_count = present_KS.device, present_KS.shape[1]
+        chosen = torch.randint(style_count, (count,), generator=generator, device=device)
+        some = torch.rand(count, generator=generator, device=device) < HIDDEN_SHARE
+        self.hidden_BS = nn.functional.one_hot(chosen, style_count).bool() & some[:, None]
+
+    def show_all(self) -> None:
+        """Hide nothing from now on."""
+        self.hidden_BS = None
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        """Embeddings [B, L, D]."""
+        owners_BL = self.owners_V[tokens_BL]
+        words_BLD = self.words(tokens_BL.clamp(max=self.words.num_embeddings - 1))
+        rows, places = (owners_BL != NO_CONCEPT).nonzero(as_tuple=True)
+        concepts = owners_BL[rows, places]
+        shown = self.present_KS[concepts]
+        if self.hidden_BS is not None:
+            left = shown & ~self.hidden_BS[rows]
+            shown = torch.where(left.any(1, keepdim=True), left, shown)
+        embeddings_BLD: Tensor = words_BLD.clone()
+        embeddings_BLD[rows, places] = self._codes(concepts, shown).to(words_BLD.dtype)
+        return embeddings_BLD
+
+    @torch.no_grad()
+    def baked(self) -> nn.Embedding:
+        """The same as a table with a row a token."""
+        concepts = self.owners_V[self.words.num_embeddings :]
+        codes = self._codes(concepts, self.present_KS[concepts])
+        rows_VD = torch.cat([self.words.weight, codes])
+        return nn.Embedding(len(rows_VD), rows_VD.shape[1], _weight=rows_VD)
+
+    @torch.no_grad()
+    def fit(self, rows_VD: Tensor) -> None:
+        """Change the map as little as it takes to amount to the table `rows_VD`."""
+        word_count = self.words.num_embeddings
+        self.words.weight.copy_(rows_VD[:word_count])
+        named, first = torch.unique(self.owners_V[word_count:], return_inverse=True)
+        places = torch.zeros_like(named).scatter_(0, first, torch.arange(len(first)))
+        inputs_KN = (self.pictures_KSF[named] * self.present_KS[named][..., None]).flatten(1)
+        missing_KD = rows_VD[word_count + places] - self._codes(named, self.present_KS[named])
+        gram = inputs_KN @ inputs_KN.T
+        gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+        self.encode.weight.add_((inputs_KN.T @ torch.linalg.solve(gram, missing_KD)).T)
+
+    def _codes(self, concepts: Tensor, shown_S: Tensor) -> Tensor:
+        pictures = self.pictures_KSF[concepts] * shown_S[..., None]
+        codes: Tensor = self.encode(pictures.flatten(1)) + self.presence(shown_S.float())
+        return codes
+
+    @torch.no_grad()
+    def _start_from_components(self) -> None:
+        """Principal components, the strong ones tamed, in a random basis."""
+        shown = self.pictures_KSF * self.present_KS[..., None]
+        inputs_KN = shown.flatten(1)
+        centred = inputs_KN - inputs_KN.mean(0)
+        _, strengths, components = torch.linalg.svd(centred, full_matrices=False)
+        width = self.encode.out_features
+        kept = min(width, int((strengths > 1e-6 * strengths[0]).sum()))
+        weights = torch.zeros_like(self.encode.weight)
+        tamed = strengths[:kept].rsqrt()
+        weights[:kept] = components[:kept] * tamed[:, None]
+        generator = torch.Generator().manual_seed(0)
+        basis, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
+        weights = basis.to(weights) @ weights
+        size = (centred @ weights.T).std() + 1e-6
+        self.encode.weight.copy_(weights * (WIDTH / size))
+        self.encode.bias.copy_(-(self.encode.weight @ inputs_KN.mean(0)))
+
+
+def build_codes(
+    dataset: Dataset, encoded: EncodedPictures, scale: float, owners_V: Tensor, width: int
+) -> ConceptEmbedding:
+    """Codes by the centred plain picture of every drawing that is not held out."""
+    latents = encoded.latents
+    shape = (len(dataset.concepts), len(STYLES))
+    pictures = torch.zeros(*shape, latents[0].numel())
+    present = torch.zeros(shape, dtype=torch.bool)
+    kept_back = held_out_pairs(dataset.concepts)
+    for row, index in enumerate(encoded.drawings):
+        drawing = dataset.drawings[index]
+        if encoded.poses[row] != 0 or kind_of(encoded.scenes[row]) != "plain":
+            continue
+        if (drawing.concept_index, drawing.style) not in kept_back:
+            place = drawing.concept_index, STYLES.index(drawing.style)
+            pictures[place] = latents[row].float().flatten() * scale
+            present[place] = True
+    return ConceptEmbedding(width, owners_V, pictures, present)
+
+
+def attach(encoder: CLIPTextModel, codes: ConceptEmbedding) -> None:
+    """Have `encoder` compute its embeddings by `codes`."""
+    encoder.embeddings.token_embedding = codes  # type: ignore[assignment]
+
+
+def codes_of(encoder: CLIPTextModel) -> ConceptEmbedding:
+    """The codes that were attached; TypeError when there are none."""
+    codes = encoder.embeddings.token_embedding
+    if not isinstance(codes, ConceptEmbedding):
+        raise TypeError("no codes are attached to this text encoder")
+    return codes
+
+
+def bake(encoder: CLIPTextModel) -> None:
+    """Replace the attached codes by the ordinary embedding that they amount to."""
+    encoder.embeddings.token_embedding = codes_of(encoder).baked()
