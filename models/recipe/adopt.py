@@ -40,7 +40,7 @@ def adopt(folder: Path, work: WorkDir) -> None:
         return
     rows = encoder.embeddings.token_embedding
     encoder.embeddings.token_embedding = nn.Identity()  # type: ignore[assignment]
-    _write({**denoiser.as_modules(unet, encoder), "rows": rows}, work.start)
+    _write({**denoiser.as_modules(unet), "text": encoder, "rows": rows}, work.start)
 
 
 def _write(modules: dict[str, nn.Module], path: Path) -> None:

@@ -7,6 +7,7 @@ cheaper than DistributedDataParallel's overlapping buckets. Does not know what i
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 # Training may be suspended (SIGSTOP) for as long as this without the workers giving up.
 GPU_BATCH_FACTOR = 16
@@ -117,12 +118,31 @@ def launch(entry: Callable[[Worker], None], device: torch.device, process_count:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start_processes(  # type: ignore[no-untyped-call]
+    workers = start_processes(  # type: ignore[no-untyped-call]
         _worker_main,
         args=(entry, device, process_count, port),
         nprocs=process_count,
         start_method="spawn",
+        join=False,
     )
+    stopping: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        """Have the workers save and leave: without this process they would go on alone."""
+        stopping.append(number)
+        for process in workers.processes:
+            process.terminate()
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        while not workers.join():
+            pass
+    except ProcessExitedException as error:
+        if stopping:
+            raise SystemExit(error.exit_code) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _worker_main(

@@ -106,7 +106,7 @@ def encode_latents(root: Path, machine: Machine, budget: Budget) -> None:
 
 
 def train_denoiser(root: Path, machine: Machine, budget: Budget) -> None:
-    """Train denoiser and text encoder together."""
+    """Train the denoiser on what the text encoder says."""
     machine.run(partial(_denoiser, root, budget))
 
 
@@ -194,7 +194,8 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
     load_start(work, encoder, {"unet": unet})
     load_ema(work.text, {"text": encoder})
-    modules = _placed(denoiser.as_modules(unet, encoder), worker)
+    encoder.requires_grad_(False).to(worker.device)
+    modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
     def draws(chunks: Sequence[Path], caption_count: int, *, held_out: bool) -> Draws:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +32,19 @@ def test_two_workers_who_share_out_muon_learn_what_one_learns(tmp_path: Path) ->
         together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for one, other in zip(alone, together, strict=True):
             assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_the_workers_save_and_end_when_the_process_that_started_them_is_told_to(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-m", "tests.models.two_workers", str(tmp_path)]
+    with subprocess.Popen(command) as process:
+        while len(list(tmp_path.glob("*.running"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert len(list(tmp_path.glob("*.saved"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def write_work_dir(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS)
     encode_chunk(vae, dataset, work, 0, WORKER)
     encoder = build_coded_encoder(work, dataset, load_tokenizer(work.tokenizer))
     save(text_modules(encoder, build_head()), work.text)
-    save(denoiser.as_modules(denoiser.build_denoiser(), encoder), work.denoiser)
+    save(denoiser.as_modules(denoiser.build_denoiser()), work.denoiser)
     return work
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models.recipe.muon import Muon
-from models.recipe.parallel import Worker
+from models.recipe.parallel import Worker, launch
 
 
 def share_everything(folder: Path, worker: Worker) -> None:
@@ -40,3 +44,19 @@ def after_a_step_of_muon(worker: Worker | None) -> list[Tensor]:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     Muon(parameters, lr=0.1, worker=worker).step()
     return [parameter.detach() for parameter in parameters]
+
+
+def work_until_told_to_stop(folder: Path, worker: Worker) -> None:
+    """Say that it runs; at SIGTERM, say that it saved, and leave as the training loop does."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    (folder / f"{worker.rank}.running").touch()
+    while not stopped.wait(0.05):
+        pass
+    (folder / f"{worker.rank}.saved").touch()
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    launch(partial(work_until_told_to_stop, folder), torch.device("cpu"), 2)
