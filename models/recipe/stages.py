@@ -194,7 +194,7 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
     load_start(work, encoder, {"unet": unet})
     load_ema(work.text, {"text": encoder})
-    encoder.requires_grad_(False).to(worker.device)
+    _placed({"text": encoder.requires_grad_(False)}, worker)
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
