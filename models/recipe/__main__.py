@@ -4,8 +4,8 @@
     pack         optional: all drawings in one file, for a machine without network
     adopt        optional: start from the weights of the model in --target
     autoencoder  pictures to latents and back
-    text         what captions mean
     latents      encode pictures of every drawing
+    text         what captions look like
     denoiser     the model itself
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
@@ -36,7 +36,7 @@ from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("data", "pack", "adopt", "autoencoder", "text", "latents", "denoiser", "decoder"),
+    *("data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser", "decoder"),
     *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
 )
 OPTIONAL = ("pack", "adopt", "decoder", "control", "proofs", "verdicts")

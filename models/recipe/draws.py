@@ -26,7 +26,8 @@ EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.4, "flat": 0.34, "line": 0.26}
-KIND_SHARES = {"plain": 0.55, "background": 0.2, "colour": 0.11, "layout": 0.14}
+KIND_SHARES = {"plain": 0.34, "posed": 0.22, "background": 0.2, "colour": 0.11, "layout": 0.13}
+"""Of a drawing's pictures; `posed` are plain ones that are not centred."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
 _CAPTIONS_AT_ONCE = 4096
@@ -95,7 +96,7 @@ class Draws:
 def _weights(encoded: EncodedPictures, dataset: Dataset, rows: Sequence[int]) -> Tensor:
     """One weight a row: every drawing of a style counts the same, its kinds as `KIND_SHARES`."""
     totals: dict[tuple[int, str], int] = {}
-    kinds = [(encoded.drawings[row], kind_of(encoded.scenes[row])) for row in rows]
+    kinds = [(encoded.drawings[row], _kind(encoded, row)) for row in rows]
     for key in kinds:
         totals[key] = totals.get(key, 0) + 1
     kind_sums: dict[int, float] = {}
@@ -108,6 +109,11 @@ def _weights(encoded: EncodedPictures, dataset: Dataset, rows: Sequence[int]) ->
         for drawing, kind in kinds
     ]
     return torch.tensor(weights)
+
+
+def _kind(encoded: EncodedPictures, row: int) -> str:
+    kind = kind_of(encoded.scenes[row])
+    return "posed" if kind == "plain" and encoded.poses[row] else kind
 
 
 def _captions(

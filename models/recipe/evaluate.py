@@ -2,8 +2,8 @@
 
 Called by the command line after `export` and `judge`. Everything is drawn by the stock pipeline
 from the folder at its recommended settings; seeds are fixed, nothing is picked. Writes
-`evaluation.json` into that folder, the README's sheet into the documentation, and pages with the
-truth beside what was drawn into the work folder.
+`evaluation.json` into that folder, the README's sheet and one with the truth beside what was drawn
+into the documentation, and larger ones of that kind into the work folder.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ DIVERSITY_COUNT = 60
 PAGE_COUNT = 100
 BACKGROUND_THINGS = ("a cat", "a rocket", "a house", "a guitar")
 README_SHEET_MAX_BYTES = 400_000
+TRUTH_SIDE, TRUTH_MAX_BYTES = 80, 500_000
 README_PROMPTS = (
     *("a red apple", "a dog face", "a slice of pizza", "a rocket"),
     *("a house", "a guitar", "a smiling face", "a cat on a blue background"),
@@ -277,18 +278,26 @@ def make_sheets(
         chosen = painter.draw([Order(prompt=prompt, seed=0) for prompt in README_PROMPTS])
         page = sheets.contact_sheet(list(chosen), 8, captions=README_PROMPTS)
         sheets.save_png(page, docs / "contact-sheet.png", README_SHEET_MAX_BYTES)
+        tiles = _beside_originals(dataset, answers.of(TRAINED))
+        page = sheets.contact_sheet(tiles, 20, side=TRUTH_SIDE)
+        sheets.save_webp(page, docs / "truth.webp", TRUTH_MAX_BYTES)
     for kind in sorted({question.kind for question in answers.questions}):
         truth_page(dataset, answers.of(kind), work.sheets / f"{kind.replace(' ', '-')}.png")
 
 
 def truth_page(dataset: Dataset, answers: Answers, path: Path) -> None:
     """Up to a hundred pictures, each right of its original."""
-    originals = judge.unseen_views(dataset, _drawings(dataset, answers.questions))
-    pairs = list(zip(measures.as_bytes(originals), answers.pictures, strict=True))[:PAGE_COUNT]
-    tiles = [tile for pair in pairs for tile in pair]
+    tiles = _beside_originals(dataset, answers)
     captions = [text for q in answers.questions[:PAGE_COUNT] for text in ("original", q.prompt)]
     path.parent.mkdir(parents=True, exist_ok=True)
     sheets.contact_sheet(tiles, 20, captions=captions).save(path)
+
+
+def _beside_originals(dataset: Dataset, answers: Answers) -> list[np.ndarray]:
+    """Originals and pictures in turns, up to a hundred of each."""
+    originals = judge.unseen_views(dataset, _drawings(dataset, answers.questions))
+    pairs = list(zip(measures.as_bytes(originals), answers.pictures, strict=True))[:PAGE_COUNT]
+    return [tile for pair in pairs for tile in pair]
 
 
 def summary(report: dict[str, object]) -> str:

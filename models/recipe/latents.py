@@ -1,4 +1,4 @@
-"""Stage 3: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
+"""Stage 2: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
 
 Called by the command line. The first *chunk* shows every drawing centred, which is what the text
 encoder learns to describe; the others show it in other poses, each with other colours and layouts.

@@ -36,7 +36,7 @@ class WorkDir:
 
     @property
     def text(self) -> Path:
-        """Checkpoint of the pre-trained text encoder."""
+        """Checkpoint of the text encoder with its codes and the head that paints."""
         return self.root / "text.safetensors"
 
     def latents(self, number: int) -> Path:
@@ -60,7 +60,7 @@ class WorkDir:
 
     @property
     def denoiser(self) -> Path:
-        """Checkpoint of the denoiser and the text encoder."""
+        """Checkpoint of the denoiser."""
         return self.root / "denoiser.safetensors"
 
     @property
