@@ -2,11 +2,13 @@
 
     data         fetch the drawings, pose them, learn the tokenizer
     pack         optional: all drawings in one file, for a machine without network
+    take-up      optional: go on with the training that is kept in --kept
     adopt        optional: start from the weights of the model in --target
     autoencoder  pictures to latents and back
     latents      encode pictures of every drawing
     text         what captions look like
     denoiser     the model itself
+    keep         optional: write the training to --kept, in 8 bits a weight
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
     control      optional: a ControlNet for edges beside the model in --target
@@ -29,17 +31,18 @@ from pathlib import Path
 
 import torch
 
-from models.recipe import adopt, evaluate, export, judge, proofs, stages, verdicts
+from models.recipe import adopt, evaluate, export, judge, keep, proofs, stages, verdicts
 from models.recipe.drawing import Painter
 from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser", "decoder"),
+    *("take-up", "data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser", "keep"),
+    "decoder",
     *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
 )
-OPTIONAL = ("pack", "adopt", "decoder", "control", "proofs", "verdicts")
+OPTIONAL = ("take-up", "pack", "adopt", "keep", "decoder", "control", "proofs", "verdicts")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,6 +68,8 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     return {
         "data": lambda: stages.prepare_data(root),
         "pack": lambda: stages.pack_drawings(root),
+        "take-up": lambda: keep.take_up(options.kept, work),
+        "keep": lambda: keep.keep(work, options.kept),
         "adopt": lambda: adopt.adopt(target, work),
         "autoencoder": lambda: stages.train_autoencoder(root, machine, budget),
         "text": lambda: stages.train_text(root, machine, budget),
@@ -94,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=(*STAGES, "all"), nargs="?", default="all")
     parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "emoji-2")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "limner-emoji")
+    parser.add_argument("--kept", type=Path, default=ROOT / "models" / "recipe" / "kept")
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
     parser.add_argument("--samples", type=int, default=default.sample_count)

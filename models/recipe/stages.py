@@ -44,7 +44,7 @@ class Budget:
 
     autoencoder_scale: float = 1.0
     """Factor on the minutes of the autoencoder's phases."""
-    text_minutes: float = 30.0
+    text_minutes: float = 15.5
     sample_count: int = 2_000_000
     """Pictures that the denoiser sees on a CPU."""
     denoiser_minutes: float = 14.0
