@@ -2,9 +2,8 @@
 
 Called by every training stage. A *view* is one pose of one drawing (scale, shift) as premultiplied
 RGBA, so that compositing on a colour is one multiply-add. The first views of every drawing are in
-the same few poses, which are all that the denoiser sees: it settles on one early and draws it
-sharply. Nothing is mirrored: mixed with mirrored views, a cat gets two tails. Does not write
-captions.
+the same few poses, which are all that the denoiser sees, so that it can settle on one early.
+Nothing is mirrored: mixed with mirrored views, a cat gets two tails. Does not write captions.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ ON_GPU = Training(
 
 
 def build_denoiser() -> UNet2DConditionModel:
-    """An untrained UNet, 7.8 M parameters; pooled text joins the time embedding."""
+    """An untrained UNet, 7.6 M parameters; pooled text joins the time embedding."""
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 8,
         in_channels=4,

@@ -31,7 +31,7 @@ from models.recipe.parallel import Worker, launch
 from models.recipe.plan import Plan
 from models.recipe.state import load_ema
 from models.recipe.text import build_coded_encoder, build_head, load_start
-from models.recipe.tokenizer import load_tokenizer, train_tokenizer
+from models.recipe.tokenizer import add_new_names, load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
 TEXT_BATCH = 128
@@ -76,7 +76,9 @@ def prepare_data(root: Path) -> None:
     """Fetch and pose the drawings, and train the tokenizer on their captions."""
     load_dataset(root)
     work = WorkDir(root=root)
-    if not work.tokenizer.exists():
+    if work.tokenizer.exists():
+        add_new_names(load_concepts(), work.tokenizer)
+    else:
         train_tokenizer(load_concepts(), work.tokenizer)
 
 

@@ -8,7 +8,7 @@ longest that fits: "red apple", "two apples". Does not know what else a caption 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from random import Random
 
@@ -54,17 +54,34 @@ def train_tokenizer(concepts: Sequence[Concept], folder: Path, *, seed: int = 1)
         pad_token=_END,
         unk_token=_END,
     )
-    added = [AddedToken(name, single_word=True, normalized=True) for name in names]
-    tokenizer.add_tokens(added)
+    _add_names(tokenizer, names)
     tokenizer.save_pretrained(folder)
 
 
+def add_new_names(concepts: Sequence[Concept], folder: Path) -> None:
+    """Give a token to every name that the tokenizer in `folder` lacks; all others stay."""
+    tokenizer = load_tokenizer(folder)
+    if missing := [n for n in name_owners(concepts) if n not in tokenizer.get_added_vocab()]:
+        _add_names(tokenizer, missing)
+        tokenizer.save_pretrained(folder)
+
+
+def _add_names(tokenizer: CLIPTokenizer, names: Iterable[str]) -> None:
+    tokenizer.add_tokens([AddedToken(n, single_word=True, normalized=True) for n in names])
+
+
 def owners_of(tokenizer: CLIPTokenizer, concepts: Sequence[Concept]) -> Tensor:
-    """The index of the concept that each token names, -1 for words: int64 [vocabulary]."""
-    known = name_owners(concepts)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    word_count = len(tokenizer) - len(known)
-    return torch.tensor([NO_CONCEPT] * word_count + [known[name] for name in tokens[word_count:]])
+    """The index of the concept that each token names, -1 for words: int64 [vocabulary].
+
+    Raises ValueError when a name has no token.
+    """
+    known, added = name_owners(concepts), tokenizer.get_added_vocab()
+    if missing := sorted(known.keys() - added.keys()):
+        raise ValueError(f"no token for {', '.join(missing)}: run the stage `data`")
+    owners = torch.full((len(tokenizer),), NO_CONCEPT)
+    for name, concept in known.items():
+        owners[added[name]] = concept
+    return owners
 
 
 def _train_merges(

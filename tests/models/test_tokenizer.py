@@ -11,6 +11,7 @@ from models.recipe.captions import load_concepts
 from models.recipe.tokenizer import (
     NO_CONCEPT,
     TOKEN_WINDOW,
+    add_new_names,
     load_tokenizer,
     owners_of,
     tokenize,
@@ -77,6 +78,21 @@ def test_a_name_knows_its_concept(tokenizer: CLIPTokenizer) -> None:
     for name, label in (("red apple", "red apple"), ("apples", "red apple"), ("pears", "pear")):
         assert CONCEPTS[owners[vocabulary[name]]].label == label
     assert owners[vocabulary["a</w>"]] == owners[tokenizer.eos_token_id] == NO_CONCEPT
+
+
+def test_a_new_name_gets_a_token_and_changes_no_other(tmp_path: Path) -> None:
+    train_tokenizer(CONCEPTS[:3], tmp_path)
+    before = load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"no token for .*strawberry.*: run the stage `data`"):
+        owners_of(before, CONCEPTS)
+    add_new_names(CONCEPTS, tmp_path)
+    after = load_tokenizer(tmp_path)
+    assert before.get_vocab().items() < after.get_vocab().items()
+    owners = owners_of(after, CONCEPTS)
+    assert CONCEPTS[owners[after.get_vocab()["strawberry"]]].label == "strawberry"
+    written = (tmp_path / "tokenizer.json").read_bytes()
+    add_new_names(CONCEPTS, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == written
 
 
 def test_the_same_seed_learns_the_same_tokenizer(tmp_path: Path) -> None:
