@@ -14,7 +14,6 @@ this machine, how often it names the right thing. Runs that are in `--work` are 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from benchmarks.personalisation.sheet import write_sheet
 from benchmarks.personalisation.subject import Pixels, write_photographs
 from benchmarks.report import json_line, table
 from models.recipe import judge
+from models.recipe.captions import strip_article
 from models.recipe.dataset import load_dataset
 from models.recipe.workdir import WorkDir
 
@@ -106,13 +106,13 @@ def _score(
 
 def _verdict(folder: Path) -> Verdict | None:
     """What the recipe's judge calls a picture if it has to be something; None without a judge."""
-    card = json.loads((_BASE / "limner.json").read_text(encoding="utf-8"))
-    concepts: list[str] = card["vocabulary"]["concepts"]
     work = WorkDir(root=folder)
     if not work.judge.exists():
         print(f"without the recipe's judge: there is no {work.judge}", file=sys.stderr)
         return None
-    model = judge.load_judge(work, load_dataset(folder))
+    dataset = load_dataset(folder)
+    model = judge.load_judge(work, dataset)
+    concepts = [strip_article(concept.phrase) for concept in dataset.concepts]
 
     def verdict(pictures: Sequence[Pixels], wanted: Sequence[Order]) -> list[bool]:
         batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
