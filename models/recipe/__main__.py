@@ -8,6 +8,7 @@
     latents      encode pictures of every drawing
     text         what captions look like
     denoiser     the model itself
+    weak         optional: find the drawings that the denoiser should be shown more often
     keep         optional: write the training to --kept, in 8 bits a weight
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
@@ -31,18 +32,18 @@ from pathlib import Path
 
 import torch
 
-from models.recipe import adopt, evaluate, export, judge, keep, proofs, stages, verdicts
+from models.recipe import adopt, emphasis, evaluate, export, judge, keep, proofs, stages, verdicts
 from models.recipe.drawing import Painter
 from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("take-up", "data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser", "keep"),
-    "decoder",
+    *("take-up", "data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser"),
+    *("weak", "keep", "decoder"),
     *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
 )
-OPTIONAL = ("take-up", "pack", "adopt", "keep", "decoder", "control", "proofs", "verdicts")
+OPTIONAL = ("take-up", "pack", "adopt", "weak", "keep", "decoder", "control", "proofs", "verdicts")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,6 +76,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "text": lambda: stages.train_text(root, machine, budget),
         "latents": lambda: stages.encode_latents(root, machine, budget),
         "denoiser": lambda: stages.train_denoiser(root, machine, budget),
+        "weak": lambda: emphasis.find_weak(work),
         "decoder": lambda: stages.polish_decoder(root, machine),
         "export": lambda: export.export(work, target, significant_bits=options.significant_bits),
         "control": lambda: stages.train_control(root, target, machine, options.control_minutes),

@@ -2,10 +2,10 @@
 
 Called by the stages that train text encoder and denoiser, and by `export`. While these learn, a
 thing's embedding is computed from the latents of its drawings by a linear map that they share, so
-that what one thing teaches serves all others. Of some examples a style is hidden: its drawing must
-then be told from the other styles. `bake` writes the codes into an ordinary embedding; the latents
-and the map do not ship. Legend: B batch, L tokens, V vocabulary, K concepts, S styles, F numbers of
-one latent, D text width.
+that what one thing teaches serves all others. Of some examples the very drawing that they ask for
+is hidden: it must then be told from the other styles. `bake` writes the codes into an ordinary
+embedding; the latents and the map do not ship. Legend: B batch, L tokens, V vocabulary, K concepts,
+S styles, F numbers of one latent, D text width.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from models.recipe.tokenizer import NO_CONCEPT
 
 WIDTH = 0.3
 """Standard deviation of a fresh code."""
-HIDDEN_SHARE = 0.25
-"""Examples of which one style is hidden."""
+HIDDEN_SHARES = {"3d": 0.15, "flat": 0.15, "line": 0.4}
+"""Of the examples that ask for a style, those whose drawing is hidden. Lines are hard to guess."""
 
 
 class ConceptEmbedding(nn.Module):
@@ -59,13 +59,12 @@ class ConceptEmbedding(nn.Module):
         self.hidden_BS: Tensor | None = None
         self._start_from_components()
 
-    def hide(self, count: int, generator: torch.Generator) -> None:
-        """Hide one style of some of the next batch's `count` examples."""
-        present_KS = self.present_KS
-        device, style_count = present_KS.device, present_KS.shape[1]
-        chosen = torch.randint(style_count, (count,), generator=generator, device=device)
-        some = torch.rand(count, generator=generator, device=device) < HIDDEN_SHARE
-        self.hidden_BS = nn.functional.one_hot(chosen, style_count).bool() & some[:, None]
+    def hide(self, styles_B: Tensor, generator: torch.Generator) -> None:
+        """Of the next batch's examples, places in `STYLES`, hide some of the drawings asked for."""
+        shares_S = torch.tensor([HIDDEN_SHARES[style] for style in STYLES], device=styles_B.device)
+        draws_B = torch.rand(len(styles_B), generator=generator, device=styles_B.device)
+        some_B = draws_B < shares_S[styles_B]
+        self.hidden_BS = nn.functional.one_hot(styles_B, len(STYLES)).bool() & some_B[:, None]
 
     def show_all(self) -> None:
         """Hide nothing from now on."""

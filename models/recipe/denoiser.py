@@ -114,7 +114,7 @@ def denoiser_loss(
         drawn = draws.batch(batch, local)
         share = torch.rand(batch, generator=local, device=device) ** TIMESTEP_POWER
         noise = torch.randn(drawn.latents_BChw.shape, generator=local, device=device)
-        codes_of(text_encoder).hide(batch, local)
+        codes_of(text_encoder).hide(drawn.styles_B, local)
         return noising.error(denoiser, text_encoder, drawn, share, noise), {}
 
     return loss

@@ -7,7 +7,7 @@ L tokens, C channels, h and w latent sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from string import ascii_lowercase
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import PLAIN, Scene, draw_caption
+from models.recipe.captions import PLAIN, STYLES, Scene, draw_caption
 from models.recipe.dataset import Dataset
 from models.recipe.heldout import held_out_pairs
 from models.recipe.latents import EncodedPictures, kind_of
@@ -25,8 +25,8 @@ from models.recipe.tokenizer import tokenize
 EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
-STYLE_SHARES = {"3d": 0.4, "flat": 0.34, "line": 0.26}
-KIND_SHARES = {"plain": 0.34, "posed": 0.22, "background": 0.2, "colour": 0.11, "layout": 0.13}
+STYLE_SHARES = {"3d": 0.42, "flat": 0.4, "line": 0.18}
+KIND_SHARES = {"plain": 0.32, "posed": 0.2, "background": 0.26, "colour": 0.11, "layout": 0.11}
 """Of a drawing's pictures; `posed` are plain ones that are not centred."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
@@ -35,10 +35,14 @@ _CAPTIONS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentBatch:
-    """Tokens of captions, int64, and scaled latents, float32, of what they describe."""
+    """Tokens of captions, int64, and scaled latents, float32, of what they describe.
+
+    `styles_B` are places in `STYLES`.
+    """
 
     tokens_BL: Tensor
     latents_BChw: Tensor
+    styles_B: Tensor
 
 
 class Draws:
@@ -54,11 +58,13 @@ class Draws:
         caption_count: int,
         held_out: bool = False,
         centred: bool = False,
+        emphasis: Mapping[int, float] | None = None,
         seed: int = 0,
     ) -> None:
         """Draw `caption_count` captions a picture.
 
         `held_out` takes only the pairs kept back, `centred` only pictures in the first pose.
+        `emphasis` are factors on how often drawings come, by their places.
         """
         kept_back = held_out_pairs(dataset.concepts)
         drawings = dataset.drawings
@@ -69,14 +75,16 @@ class Draws:
             and not (centred and pose)
         ]
         self._scale = scale
-        self._weights_N = _weights(encoded, dataset, rows)
+        self._weights_N = _weights(encoded, dataset, rows, emphasis or {})
         self._latents_NChw = encoded.latents[rows]
+        styles = [STYLES.index(drawings[encoded.drawings[row]].style) for row in rows]
+        self._styles_N = torch.tensor(styles)
         self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
         self._empty_L = tokenize(tokenizer, [""])[0].short()
 
     def to(self, device: torch.device) -> Draws:
         """Keep everything on `device`, where batches will be; returns itself."""
-        for name in ("_weights_N", "_latents_NChw", "_tokens_NKL", "_empty_L"):
+        for name in ("_weights_N", "_latents_NChw", "_styles_N", "_tokens_NKL", "_empty_L"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -89,12 +97,19 @@ class Draws:
         empty = torch.rand(count, generator=generator, device=device) < EMPTY_SHARE
         tokens = torch.where(empty[:, None], self._empty_L, self._tokens_NKL[rows, which])
         return LatentBatch(
-            tokens_BL=tokens.long(), latents_BChw=self._latents_NChw[rows].float() * self._scale
+            tokens_BL=tokens.long(),
+            latents_BChw=self._latents_NChw[rows].float() * self._scale,
+            styles_B=self._styles_N[rows],
         )
 
 
-def _weights(encoded: EncodedPictures, dataset: Dataset, rows: Sequence[int]) -> Tensor:
-    """One weight a row: every drawing of a style counts the same, its kinds as `KIND_SHARES`."""
+def _weights(
+    encoded: EncodedPictures,
+    dataset: Dataset,
+    rows: Sequence[int],
+    emphasis: Mapping[int, float],
+) -> Tensor:
+    """One weight a row: drawings as `STYLE_SHARES` and `emphasis`, kinds as `KIND_SHARES`."""
     totals: dict[tuple[int, str], int] = {}
     kinds = [(encoded.drawings[row], _kind(encoded, row)) for row in rows]
     for key in kinds:
@@ -104,6 +119,7 @@ def _weights(encoded: EncodedPictures, dataset: Dataset, rows: Sequence[int]) ->
         kind_sums[drawing] = kind_sums.get(drawing, 0.0) + KIND_SHARES[kind]
     weights = [
         STYLE_SHARES[dataset.drawings[drawing].style]
+        * emphasis.get(drawing, 1.0)
         * KIND_SHARES[kind]
         / (totals[drawing, kind] * kind_sums[drawing])
         for drawing, kind in kinds

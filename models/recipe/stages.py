@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
 from models.recipe.dataset import find_artist, load_dataset
 from models.recipe.draws import Draws
+from models.recipe.emphasis import read_emphasis
 from models.recipe.export import load_autoencoder
 from models.recipe.latents import encode_chunk, load_latents, work_scale
 from models.recipe.libraries import StableDiffusionPipeline
@@ -200,10 +201,21 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
-    def draws(chunks: Sequence[Path], caption_count: int, *, held_out: bool) -> Draws:
-        encoded = load_latents(dataset, chunks)
+    def draws(
+        chunks: Sequence[Path],
+        caption_count: int,
+        *,
+        held_out: bool,
+        emphasis: Mapping[int, float] | None = None,
+    ) -> Draws:
         made = Draws(
-            encoded, dataset, tokenizer, scale, caption_count=caption_count, held_out=held_out
+            load_latents(dataset, chunks),
+            dataset,
+            tokenizer,
+            scale,
+            caption_count=caption_count,
+            held_out=held_out,
+            emphasis=emphasis,
         )
         return made.to(worker.device)
 
@@ -212,7 +224,12 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
         "trained": draws(work.latent_chunks[:1], training.caption_count, held_out=False),
         "held_out": draws(work.latent_chunks[:1], 1, held_out=True),
     }
-    everything = draws(work.latent_chunks, training.caption_count, held_out=False)
+    everything = draws(
+        work.latent_chunks,
+        training.caption_count,
+        held_out=False,
+        emphasis=read_emphasis(work),
+    )
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,

@@ -89,7 +89,7 @@ def text_loss(
         local = torch.Generator(device)
         local.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         drawn = draws.batch(batch, local)
-        codes_of(model).hide(batch, local)
+        codes_of(model).hide(drawn.styles_B, local)
         states_BLD = model(drawn.tokens_BL)[0]
         painted_BNP = head(states_BLD[:, -SLOT_COUNT:]).float()
         return F.mse_loss(painted_BNP, patches(drawn.latents_BChw)), {}

@@ -64,6 +64,11 @@ class WorkDir:
         return self.root / "denoiser.safetensors"
 
     @property
+    def weak(self) -> Path:
+        """JSON: places of drawings that are shown more often, if they were looked for."""
+        return self.root / "weak.json"
+
+    @property
     def curve(self) -> Path:
         """JSON lines: what was measured while the denoiser learned."""
         return self.root / "curve.jsonl"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.recipe.codes import HIDDEN_SHARE, ConceptEmbedding
+from models.recipe.captions import STYLES
+from models.recipe.codes import HIDDEN_SHARES, ConceptEmbedding
 from models.recipe.tokenizer import NO_CONCEPT
 
 WIDTH, WORD_COUNT = 6, 3
@@ -47,13 +48,16 @@ def test_a_drawing_that_is_kept_back_does_not_show(codes: ConceptEmbedding) -> N
     assert not torch.equal(codes(torch.tensor([[4]])), before)
 
 
-def test_a_style_is_hidden_now_and_then_but_never_the_last(codes: ConceptEmbedding) -> None:
+def test_what_is_asked_for_is_hidden_now_and_then_but_never_the_last(
+    codes: ConceptEmbedding,
+) -> None:
     count = 400
     nn.init.ones_(codes.presence.weight)
     plain = codes(torch.full((count, 1), 3))
-    codes.hide(count, generator())
-    changed = (codes(torch.full((count, 1), 3)) != plain).any(-1).float().mean()
-    assert float(changed) == pytest.approx(HIDDEN_SHARE, abs=0.06)
+    for place, style in enumerate(STYLES):
+        codes.hide(torch.full((count,), place), generator())
+        changed = (codes(torch.full((count, 1), 3)) != plain).any(-1).float().mean()
+        assert float(changed) == pytest.approx(HIDDEN_SHARES[style], abs=0.06)
     only_one_style = codes(torch.full((count, 1), 6))
     assert torch.allclose(only_one_style, only_one_style[:1].expand_as(only_one_style), atol=1e-6)
     codes.show_all()

@@ -207,6 +207,21 @@ def test_the_centred_pictures_can_be_drawn_alone(
     assert {encoded.poses[int(row)] for row in batch.latents_BChw[:, 0, 0, 0]} == {0}
 
 
+def test_a_drawing_can_be_shown_more_often(
+    marked: tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]],
+) -> None:
+    encoded, dataset, tokenizer, _ = marked
+
+    def share(emphasis: dict[int, float]) -> float:
+        draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1, emphasis=emphasis)
+        batch = draws.batch(1000, torch.Generator().manual_seed(0))
+        rows = batch.latents_BChw[:, 0, 0, 0].tolist()
+        return sum(encoded.drawings[int(row)] == 0 for row in rows) / len(rows)
+
+    plain = share({})
+    assert share({0: 3.0}) == pytest.approx(3 * plain / (1 + 2 * plain), abs=0.05)
+
+
 def _names(caption: str, names: tuple[str, ...]) -> bool:
     return any(name.split(" ", 1)[-1] in caption or name in caption for name in names)
 
