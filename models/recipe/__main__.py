@@ -16,6 +16,7 @@
     proofs       optional: sheets of picture to picture, inpainting and edges, into --docs
     judge        train the classifier that rates the pictures
     evaluate     draw everything, rate it, make the sheets
+    card         write the model's card from what was measured
     verdicts     optional: have the judge rate the snapshots, for the curve
     all          all of these in order, without the optional ones
 
@@ -32,7 +33,18 @@ from pathlib import Path
 
 import torch
 
-from models.recipe import adopt, emphasis, evaluate, export, judge, keep, proofs, stages, verdicts
+from models.recipe import (
+    adopt,
+    card,
+    emphasis,
+    evaluate,
+    export,
+    judge,
+    keep,
+    proofs,
+    stages,
+    verdicts,
+)
 from models.recipe.drawing import Painter
 from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
@@ -41,7 +53,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = (
     *("take-up", "data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser"),
     *("weak", "keep", "decoder"),
-    *("export", "control", "proofs", "judge", "evaluate", "verdicts"),
+    *("export", "control", "proofs", "judge", "evaluate", "card", "verdicts"),
 )
 OPTIONAL = ("take-up", "pack", "adopt", "weak", "keep", "decoder", "control", "proofs", "verdicts")
 
@@ -88,6 +100,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "verdicts": lambda: verdicts.rate_snapshots(work),
         "judge": lambda: judge.train_judge(work, options.device, options.judge_minutes),
         "evaluate": lambda: evaluate.evaluate(work, target, options.docs),
+        "card": lambda: card.write_card(work, target),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models.recipe.card import write_card
 from models.recipe.curve import append
 from models.recipe.dataset import load_dataset
 from models.recipe.drawing import SAMPLERS
@@ -56,7 +57,7 @@ def test_the_report_holds_every_figure(tmp_path: Path) -> None:
     work = write_work_dir(tmp_path / "work", ((0, "3d"), (0, "flat"), (0, "line"), (1, "3d")))
     write_judge(work)
     target = tmp_path / "model"
-    export(work, target, Defaults(step_count=1))
+    export(work, target, Defaults(step_count=1, guidance_scale=2.5))
     shrink_card(target)
     extent = Extent(question_count=2, sampler_question_count=1, step_counts=(2,), diversity_count=1)
     report = evaluate(work, target, None, extent)
@@ -71,6 +72,19 @@ def test_the_report_holds_every_figure(tmp_path: Path) -> None:
     assert set(samplers) == set(SAMPLERS)
     assert {path.stem for path in work.sheets.iterdir()} == {TRAINED, COLOUR}
     assert len(load_dataset(work.root).drawings) == 4
+    check_card(work, target)
+
+
+def check_card(work: WorkDir, target: Path) -> None:
+    write_card(work, target)
+    card = (target / "README.md").read_text()
+    assert "| **drawn: colour, 3d** (6) |" in card
+    assert "guidance_scale=2.5" in card
+    report = json.loads((target / "evaluation.json").read_text())
+    report["weights_sha256"] = "another"
+    (target / "evaluation.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="other weights"):
+        write_card(work, target)
 
 
 def shrink_card(folder: Path) -> None:
