@@ -54,6 +54,11 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, str]:
             _row(f"**drawn: {name}** ({values['count']})", values)
             for name, values in report["pictures"].items()
         ),
+        "styles_right": ", ".join(
+            f"{name} {_percent(values['style'])}"
+            for name, values in report["pictures"].items()
+            if name.startswith("trained")
+        ),
         "sampler_table": _sampler_table(report["samplers"]),
         "named_and_colour": _percent(colours["named_and_colour"]),
         "colour_count": str(colours["count"]),

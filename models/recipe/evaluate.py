@@ -138,7 +138,10 @@ def rate_answers(work: WorkDir, dataset: Dataset, answers: Answers) -> dict[str,
 
 
 def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[str, object]:
-    """One rating; where a colour was asked for, also how often thing and colour are right."""
+    """One rating, and how often the style is right; where a colour was asked for, also the colour.
+
+    The style is that of the drawing which the judge finds most likely.
+    """
     names = [*(concept.label for concept in dataset.concepts), "none"]
     pictures = measures.as_tensor(answers.pictures)
     truth = truth_of(dataset, answers.questions)
@@ -152,6 +155,9 @@ def rate_group(model: judge.Judge, dataset: Dataset, answers: Answers) -> dict[s
         )
         if guess != right
     ]
+    styles = judge.styles_of(model, dataset, pictures)
+    in_style = [a == q.style for a, q in zip(styles, answers.questions, strict=True)]
+    rating["style"] = measures.share(in_style)
     if answers.questions and answers.questions[0].kind == COLOUR:
         seen = measures.thing_colours(answers.pictures)
         asked = [question.colour for question in answers.questions]
@@ -310,7 +316,8 @@ def summary(report: dict[str, object]) -> str:
         for name, values in ratings.items():
             shares = "".join(f"{values[key]:8.1%}" for key in columns)
             colour = f"  colour {values['colour']:.1%}" if "colour" in values else ""
-            lines.append(f"{name:28}{shares}{colour}")
+            style = f"  style {values['style']:.1%}" if "style" in values else ""
+            lines.append(f"{name:28}{shares}{style}{colour}")
     for part in ("distance", "samplers", "diversity", "repeatability", "backgrounds"):
         lines.append(f"{part}: {report[part]}")
     return "\n".join(lines)

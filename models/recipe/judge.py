@@ -224,6 +224,13 @@ def logits_of(model: Judge, pictures_B3HW: Tensor) -> Tensor:
     return torch.cat([model(batch) for batch in torch.split(pictures_B3HW, 64)])
 
 
+@torch.no_grad()
+def styles_of(model: Judge, dataset: Dataset, pictures_B3HW: Tensor) -> list[str]:
+    """Style of the drawing that each picture is most like, `none` left out."""
+    batches = [model.drawing_logits(batch) for batch in torch.split(pictures_B3HW, 64)]
+    return [dataset.drawings[i].style for i in torch.cat(batches)[:, :-1].argmax(1).tolist()]
+
+
 def rate(model: Judge, pictures_B3HW: Tensor, concepts_B: Tensor) -> Rating:
     """How often the judge names the right concept; `none` first counts as wrong."""
     logits = logits_of(model, pictures_B3HW)

@@ -66,7 +66,7 @@ def test_the_report_holds_every_figure(tmp_path: Path) -> None:
     assert isinstance(pictures, dict)
     assert {name.split(",")[0] for name in pictures} == {TRAINED, COLOUR}
     assert pictures["colour, 3d"]["count"] == 6
-    assert {"colour", "named_and_colour", "top5", "misses"} <= set(pictures["colour, 3d"])
+    assert {"colour", "named_and_colour", "style", "top5", "misses"} <= set(pictures["colour, 3d"])
     samplers = report["samplers"]
     assert isinstance(samplers, dict)
     assert set(samplers) == set(SAMPLERS)
