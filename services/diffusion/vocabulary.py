@@ -41,18 +41,36 @@ class WordList:
     """The words of a vocabulary, ready to check prompts against."""
 
     def __init__(self, vocabulary: Vocabulary, other_words: Iterable[str] = ()) -> None:
-        """`other_words` are known too but never suggested: synonyms, fillers."""
+        """`other_words` are known too but never suggested: synonyms, fillers.
+
+        A name of several words is known only as a whole: who knows a first aid kit need not know
+        a kit.
+        """
         names = (*vocabulary.concepts, *vocabulary.styles, *vocabulary.backgrounds)
         self._concepts_of = _names_by_word(vocabulary.concepts)
-        self._known = _STOP_WORDS.union(*(_words(name) for name in (*names, *other_words)))
+        self._known = {tuple(_words(name)) for name in (*names, *other_words, *_STOP_WORDS)}
+        self._longest = max(map(len, self._known))
 
     def unknown_words(self, prompt: str) -> list[UnknownWord]:
-        """Words of `prompt` that the model never saw, in order, each once."""
-        unseen = [word for word in dict.fromkeys(_words(prompt)) if not self._knows(word)]
-        return [UnknownWord(word=word, suggestions=self._suggestions(word)) for word in unseen]
+        """Words of `prompt` that belong to no known name, in order, each once."""
+        words, unseen = _words(prompt), []
+        while words:
+            length = self._known_length(words)
+            if length == 0:
+                unseen.append(words[0])
+            del words[: max(1, length)]
+        return [
+            UnknownWord(word=word, suggestions=self._suggestions(word))
+            for word in dict.fromkeys(unseen)
+        ]
 
-    def _knows(self, word: str) -> bool:
-        return any(form in self._known for form in _forms(word))
+    def _known_length(self, words: Sequence[str]) -> int:
+        """How many of the first `words` the longest known name takes; 0 if none does."""
+        for length in range(min(self._longest, len(words)), 0, -1):
+            *leading, last = words[:length]
+            if any((*leading, form) in self._known for form in _forms(last)):
+                return length
+        return 0
 
     def _suggestions(self, word: str) -> tuple[str, ...]:
         near = difflib.get_close_matches(

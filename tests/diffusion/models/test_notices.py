@@ -7,11 +7,11 @@ from services.diffusion.vocabulary import UnknownWord, WordList, describe
 
 WORDS = WordList(
     Vocabulary(
-        concepts=("red apple", "dog face", "cherries", "wolf", "t-shirt"),
+        concepts=("red apple", "dog face", "cherries", "wolf", "t-shirt", "first aid kit"),
         styles=("3d", "flat"),
         backgrounds=("light blue",),
     ),
-    other_words=("a puppy", "cute"),
+    other_words=("puppy", "cute", "apple"),
 )
 
 
@@ -20,7 +20,7 @@ WORDS = WordList(
     [
         "",
         "A red APPLE, 3D style",
-        "apples and the dogs' faces",
+        "apples and the dog faces",
         "wolves with a T-shirt on a light-blue background",
         "cute puppies",
         "an apple's picture",
@@ -35,6 +35,12 @@ def test_unknown_words_are_listed_once_in_order() -> None:
 
     assert [word.word for word in unknown] == ["zebra", "aple"]
     assert unknown[1].suggestions == ("red apple",)
+
+
+def test_a_word_inside_a_longer_name_is_not_known_by_itself() -> None:
+    assert WORDS.unknown_words("a first aid kit and first aid kits") == []
+    assert [word.word for word in WORDS.unknown_words("a kit, first")] == ["kit", "first"]
+    assert WORDS.unknown_words("a kit")[0].suggestions == ("first aid kit",)
 
 
 def test_the_sentence_names_words_and_suggestions() -> None:
