@@ -2,14 +2,13 @@
 
     data         fetch the drawings, pose them, learn the tokenizer
     pack         optional: all drawings in one file, for a machine without network
-    take-up      optional: go on with the training that is kept in --kept
-    adopt        optional: start from the weights of the model in --target
+    take-up      optional: go on with the training of the model in --target
     autoencoder  pictures to latents and back
     latents      encode pictures of every drawing
     text         what captions look like
     denoiser     the model itself
     weak         optional: find the drawings that the denoiser should be shown more often
-    keep         optional: write the training to --kept, in 8 bits a weight
+    keep         optional: write what take-up needs beside the exported model to --kept
     decoder      optional: polish the decoder alone; export again afterwards
     export       write the folder in diffusers layout
     control      optional: a ControlNet for edges beside the model in --target
@@ -34,7 +33,6 @@ from pathlib import Path
 import torch
 
 from models.recipe import (
-    adopt,
     card,
     emphasis,
     evaluate,
@@ -45,17 +43,16 @@ from models.recipe import (
     stages,
     verdicts,
 )
-from models.recipe.drawing import Painter
 from models.recipe.parallel import pick_device
 from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("take-up", "data", "pack", "adopt", "autoencoder", "latents", "text", "denoiser"),
+    *("take-up", "data", "pack", "autoencoder", "latents", "text", "denoiser"),
     *("weak", "keep", "decoder"),
     *("export", "control", "proofs", "judge", "evaluate", "card", "verdicts"),
 )
-OPTIONAL = ("take-up", "pack", "adopt", "weak", "keep", "decoder", "control", "proofs", "verdicts")
+OPTIONAL = ("take-up", "pack", "weak", "keep", "decoder", "control", "proofs", "verdicts")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,9 +78,8 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     return {
         "data": lambda: stages.prepare_data(root),
         "pack": lambda: stages.pack_drawings(root),
-        "take-up": lambda: keep.take_up(options.kept, work),
+        "take-up": lambda: keep.take_up(target, options.kept, work),
         "keep": lambda: keep.keep(work, options.kept),
-        "adopt": lambda: adopt.adopt(target, work),
         "autoencoder": lambda: stages.train_autoencoder(root, machine, budget),
         "text": lambda: stages.train_text(root, machine, budget),
         "latents": lambda: stages.encode_latents(root, machine, budget),
@@ -92,11 +88,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "decoder": lambda: stages.polish_decoder(root, machine),
         "export": lambda: export.export(work, target, significant_bits=options.significant_bits),
         "control": lambda: stages.train_control(root, target, machine, options.control_minutes),
-        "proofs": lambda: proofs.make_proofs(
-            Painter.load(target),
-            work.control_folder if work.control_folder.exists() else None,
-            options.docs,
-        ),
+        "proofs": lambda: proofs.make_proofs(target, options.docs),
         "verdicts": lambda: verdicts.rate_snapshots(work),
         "judge": lambda: judge.train_judge(work, options.device, options.judge_minutes),
         "evaluate": lambda: evaluate.evaluate(work, target, options.docs),
@@ -114,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=(*STAGES, "all"), nargs="?", default="all")
     parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "emoji-2")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "limner-emoji")
-    parser.add_argument("--kept", type=Path, default=ROOT / "models" / "recipe" / "kept")
+    parser.add_argument(
+        "--kept", type=Path, default=ROOT / "models" / "recipe" / "text.safetensors"
+    )
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
     parser.add_argument("--samples", type=int, default=default.sample_count)

@@ -204,15 +204,15 @@ def draw_any_scene(concept: Concept, random: Random) -> Scene:
 
 
 def known_words(concepts: Sequence[Concept]) -> list[str]:
-    """Every word that a caption may hold, sorted."""
+    """Every name, and every other word that a caption may hold, sorted."""
     phrases = [*_ARTICLES, *_LEADS, *_FILLERS, *BACKGROUNDS, "of", "on", "with", "background"]
-    phrases += [name for concept in concepts for name in concept.names]
-    phrases += name_owners(concepts)
     phrases += [tail for tails in _STYLE_TAILS.values() for tail in tails]
     phrases += [name for names in _STYLE_NAMES.values() for name in names]
     phrases += [word for spellings in COLOUR_SPELLINGS.values() for word in spellings]
     phrases += [phrase for ways in LAYOUTS.values() for phrase in ways]
-    return sorted({word for phrase in phrases for word in phrase.split()})
+    return sorted(
+        {word for phrase in phrases for word in phrase.split()}.union(name_owners(concepts))
+    )
 
 
 def draw_caption(

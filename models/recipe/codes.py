@@ -92,19 +92,6 @@ class ConceptEmbedding(nn.Module):
         rows_VD = torch.cat([self.words.weight, codes])
         return nn.Embedding(len(rows_VD), rows_VD.shape[1], _weight=rows_VD)
 
-    @torch.no_grad()
-    def fit(self, rows_VD: Tensor) -> None:
-        """Change the map as little as it takes to amount to the table `rows_VD`."""
-        word_count = self.words.num_embeddings
-        self.words.weight.copy_(rows_VD[:word_count])
-        named, first = torch.unique(self.owners_V[word_count:], return_inverse=True)
-        places = torch.zeros_like(named).scatter_(0, first, torch.arange(len(first)))
-        inputs_KN = (self.pictures_KSF[named] * self.present_KS[named][..., None]).flatten(1)
-        missing_KD = rows_VD[word_count + places] - self._codes(named, self.present_KS[named])
-        gram = inputs_KN @ inputs_KN.T
-        gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
-        self.encode.weight.add_((inputs_KN.T @ torch.linalg.solve(gram, missing_KD)).T)
-
     def _codes(self, concepts: Tensor, shown_S: Tensor) -> Tensor:
         pictures = self.pictures_KSF[concepts] * shown_S[..., None]
         codes: Tensor = self.encode(pictures.flatten(1)) + self.presence(shown_S.float())

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from models.recipe.captions import draw_caption
 from models.recipe.dataset import Dataset
 from models.recipe.denoiser import TIMESTEP_POWER, build_scheduler
+from models.recipe.export import SIGNIFICANT_BITS, folder_size, rounded
 from models.recipe.heldout import held_out_pairs
 from models.recipe.latents import CENTRED, draw_picture, draw_scene
 from models.recipe.libraries import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
@@ -145,9 +146,19 @@ def as_modules(control: ControlNetModel) -> dict[str, nn.Module]:
     return {"control": control}
 
 
+def control_folder(model: Path) -> Path:
+    """Where the ControlNet of the model in the folder `model` lies: beside it."""
+    return model.with_name(f"{model.name}-edges")
+
+
 def export_control(control: ControlNetModel, folder: Path) -> None:
     """Write it in float16 and diffusers layout; ValueError if that is more than 10 MB."""
-    control.half().save_pretrained(folder, safe_serialization=True)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    control.half()
+    for parameter in control.parameters():
+        parameter.data = rounded(parameter.data, SIGNIFICANT_BITS)
+    control.save_pretrained(folder, safe_serialization=True)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    size = folder_size(folder)
     if size > MAX_SIZE_BYTES:
         raise ValueError(f"the ControlNet takes {size} bytes, more than {MAX_SIZE_BYTES}")

@@ -1,9 +1,8 @@
 """Stage 5: from checkpoints to `models/limner-emoji`, a folder in diffusers layout.
 
 Called by the command line. The averaged weights are stored in float16; whoever loads them computes
-in the precision of their choice. Beside them goes `limner.json`, what Limner wants to know. What
-people wrote by hand in the folder (card, licences) is kept; what was measured on other weights
-(evaluation, sheet) is dropped.
+in the precision of their choice. Beside them goes `limner.json`, what Limner wants to know. The
+licences in the folder are kept; what was measured on other weights (evaluation, card) is dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir
 
 MAX_SIZE_BYTES = 25_000_000
-HAND_WRITTEN = ("README.md", "LICENSE", "NOTICE")
+LICENCES = ("LICENSE", "NOTICE")
 WEIGHTS = (
     "text_encoder/model.safetensors",
     "unet/diffusion_pytorch_model.safetensors",
@@ -50,7 +49,7 @@ class Defaults:
     """Recommended settings; `sampler` is a name that Limner's diffusion service knows."""
 
     step_count: int = 20
-    guidance_scale: float = 2.5
+    guidance_scale: float = 3.0
     sampler: str = "ddim"
 
 
@@ -140,7 +139,7 @@ def export(
         folder = Path(scratch) / target.name
         card = model_card(load_dataset(work.root).concepts, defaults)
         write_model(pipeline, card, folder, significant_bits)
-        for name in HAND_WRITTEN:
+        for name in LICENCES:
             if (target / name).exists():
                 shutil.copy2(target / name, folder / name)
         size = folder_size(folder)

@@ -2,7 +2,7 @@
 
 Called by the command line after `export`, and after `control` for the edges. Everything is drawn
 by diffusers' stock pipelines from the folder at its recommended settings, at seed 0; nothing is
-picked.
+picked. Only pictures to pictures are made without guidance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.recipe.control import edges
+from models.recipe.control import control_folder, edges
 from models.recipe.drawing import Order, Painter
 from models.recipe.libraries import (
     ControlNetModel,
@@ -28,6 +28,8 @@ from models.recipe.measures import as_tensor
 from models.recipe.sheets import contact_sheet, save_webp
 
 STRENGTHS = (0.3, 0.5, 0.7)
+GENTLE_GUIDANCE = 1.0
+"""For pictures to pictures: with more the prompt wins at any strength."""
 MAX_BYTES = 150_000
 HOLE = slice(60, 124)
 """Rows and columns of the square that is painted anew."""
@@ -77,7 +79,8 @@ def image_to_image(painter: Painter) -> Image.Image:
     sources = _sources(painter, CHANGES)
     columns = [sources]
     for strength in STRENGTHS:
-        columns.append(_run(painter, pipeline, CHANGES, image=as_01(sources), strength=strength))
+        inputs = {"image": as_01(sources), "strength": strength}
+        columns.append(_run(painter, pipeline, CHANGES, guidance_scale=GENTLE_GUIDANCE, **inputs))
     captions = [
         text
         for change in CHANGES
@@ -122,12 +125,13 @@ def edge_control(painter: Painter, folder: Path) -> Image.Image:
     return _sheet(columns, [t for c, names in rows for t in (c.source, "edges", *names)])
 
 
-def make_proofs(painter: Painter, control_folder: Path | None, docs: Path) -> None:
-    """Write the sheets into `docs`; edges only if there is a ControlNet."""
+def make_proofs(model: Path, docs: Path) -> None:
+    """Write the sheets of the model in the folder `model`; edges only if it has a ControlNet."""
+    painter, edges_folder = Painter.load(model), control_folder(model)
     save_webp(image_to_image(painter), docs / "image-to-image.webp", MAX_BYTES)
     save_webp(inpainting(painter), docs / "inpainting.webp", MAX_BYTES)
-    if control_folder is not None:
-        save_webp(edge_control(painter, control_folder), docs / "edges.webp", MAX_BYTES)
+    if edges_folder.exists():
+        save_webp(edge_control(painter, edges_folder), docs / "edges.webp", MAX_BYTES)
 
 
 def as_01(pictures: np.ndarray) -> torch.Tensor:
@@ -147,10 +151,9 @@ def _run(
         pictures: np.ndarray = pipeline(
             [change.prompt for change in changes],
             num_inference_steps=painter.settings.step_count,
-            guidance_scale=painter.settings.guidance_scale,
             generator=[torch.Generator().manual_seed(0) for _ in changes],
             output_type="np",
-            **inputs,
+            **{"guidance_scale": painter.settings.guidance_scale, **inputs},
         ).images
     return (pictures * 255.0).round().astype(np.uint8)
 

@@ -31,7 +31,7 @@ from models.recipe.pack import pack
 from models.recipe.parallel import Worker, launch
 from models.recipe.plan import Plan
 from models.recipe.state import load_ema
-from models.recipe.text import build_coded_encoder, build_head, load_start
+from models.recipe.text import build_coded_encoder, build_head
 from models.recipe.tokenizer import add_new_names, load_tokenizer, train_tokenizer
 from models.recipe.workdir import WorkDir
 
@@ -90,9 +90,10 @@ def pack_drawings(root: Path) -> None:
 
 
 def train_autoencoder(root: Path, machine: Machine, budget: Budget) -> None:
-    """Both phases, the second from the averaged weights of the first or from adopted ones."""
-    first = len(autoencoder.PHASES) if WorkDir(root=root).start_autoencoder.exists() else 1
-    for number in range(first, len(autoencoder.PHASES) + 1):
+    """Both phases, the second from the averaged weights of the first, unless it was taken up."""
+    last = len(autoencoder.PHASES)
+    begun = WorkDir(root=root).autoencoder(last).exists()
+    for number in range(last if begun else 1, last + 1):
         machine.run(partial(_autoencoder_phase, root, number, budget.autoencoder_scale))
 
 
@@ -140,9 +141,7 @@ def _autoencoder_phase(root: Path, number: int, scale: float, worker: Worker) ->
     work, phase = WorkDir(root=root), autoencoder.PHASES[number - 1]
     model = autoencoder.build_autoencoder().to(worker.device, memory_format=torch.channels_last)
     modules = autoencoder.as_modules(model)
-    if work.start_autoencoder.exists():
-        load_ema(work.start_autoencoder, modules)
-    elif number > 1:
+    if number > 1 and not work.autoencoder(number).exists():
         load_ema(work.autoencoder(number - 1), modules)
     batch = phase.batch * worker.batch_factor // worker.world_size
     loss = autoencoder.autoencoder_loss(model, load_dataset(root), phase, batch, worker.device)
@@ -171,7 +170,6 @@ def _text(root: Path, minutes: float, worker: Worker) -> None:
     work, dataset = WorkDir(root=root), load_dataset(root)
     tokenizer = load_tokenizer(work.tokenizer)
     encoder, head = build_coded_encoder(work, dataset, tokenizer), build_head()
-    load_start(work, encoder, {})
     modules = _placed(text.as_modules(encoder, head), worker)
     encoder.set_attn_implementation("eager")
     encoded = load_latents(dataset, work.latent_chunks[:1])
@@ -195,7 +193,6 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     training = denoiser.ON_GPU if on_gpu else denoiser.ON_CPU
     tokenizer = load_tokenizer(work.tokenizer)
     encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
-    load_start(work, encoder, {"unet": unet})
     load_ema(work.text, {"text": encoder})
     _placed({"text": encoder.requires_grad_(False)}, worker)
     modules = _placed(denoiser.as_modules(unet), worker)
@@ -277,4 +274,4 @@ def _control(root: Path, folder: Path, minutes: float, worker: Worker) -> None:
     train(control.as_modules(net), loss, plan, work.control, worker)
     if worker.leads:
         load_ema(work.control, control.as_modules(net))
-        control.export_control(net, work.control_folder)
+        control.export_control(net, control.control_folder(folder))

@@ -19,7 +19,6 @@ from models.recipe.dataset import Dataset
 from models.recipe.draws import Draws
 from models.recipe.latents import load_latents, work_scale
 from models.recipe.loop import LossFunction
-from models.recipe.state import load_ema
 from models.recipe.tokenizer import TOKEN_WINDOW, owners_of
 from models.recipe.workdir import WorkDir
 
@@ -58,15 +57,6 @@ def build_coded_encoder(work: WorkDir, dataset: Dataset, tokenizer: CLIPTokenize
     names = owners_of(tokenizer, dataset.concepts)
     attach(encoder, build_codes(dataset, encoded, work_scale(work), names, TEXT_WIDTH))
     return encoder
-
-
-def load_start(work: WorkDir, encoder: CLIPTextModel, others: dict[str, nn.Module]) -> None:
-    """Put adopted weights, if there are any, into a coded encoder and other modules."""
-    if not work.start.exists():
-        return
-    rows = nn.Embedding(encoder.config.vocab_size, TEXT_WIDTH)
-    load_ema(work.start, {"text": encoder, "rows": rows, **others})
-    codes_of(encoder).fit(rows.weight)
 
 
 def build_head() -> nn.Linear:

@@ -49,16 +49,6 @@ class WorkDir:
         return sorted((self.root / "latents").glob("[0-9]*[0-9].npz"))
 
     @property
-    def start_autoencoder(self) -> Path:
-        """Weights that the autoencoder's last phase starts from, if any were adopted."""
-        return self.root / "start-autoencoder.safetensors"
-
-    @property
-    def start(self) -> Path:
-        """Weights of denoiser and text encoder that training starts from, if any were adopted."""
-        return self.root / "start.safetensors"
-
-    @property
     def denoiser(self) -> Path:
         """Checkpoint of the denoiser."""
         return self.root / "denoiser.safetensors"
@@ -86,11 +76,6 @@ class WorkDir:
     def control(self) -> Path:
         """Checkpoint of the ControlNet."""
         return self.root / "control.safetensors"
-
-    @property
-    def control_folder(self) -> Path:
-        """The ControlNet in diffusers layout."""
-        return self.root / "controlnet"
 
     @property
     def judge(self) -> Path:

@@ -72,14 +72,6 @@ def test_the_map_learns_with_the_words(codes: ConceptEmbedding) -> None:
         assert float(parameter.grad.abs().sum()) > 0.0
 
 
-def test_the_map_can_be_fitted_to_a_table(codes: ConceptEmbedding) -> None:
-    codes.fit(codes.baked().weight.detach())
-    rows = torch.randn(len(OWNERS), WIDTH, generator=generator())
-    rows[5] = rows[3]
-    codes.fit(rows)
-    assert torch.allclose(codes.baked().weight, rows, atol=2e-2)
-
-
 def test_names_that_stand_before_words_are_refused() -> None:
     with pytest.raises(ValueError, match="after all words"):
         ConceptEmbedding(

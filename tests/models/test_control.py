@@ -46,9 +46,9 @@ def test_a_controlnet_is_trained_beside_the_model_and_is_small(work: WorkDir, fo
     before = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     stages.train_control(work.root, folder, cpu, minutes=1e-6)
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
-    size = sum(path.stat().st_size for path in work.control_folder.iterdir())
+    size = sum(path.stat().st_size for path in control.control_folder(folder).iterdir())
     assert 4_000_000 < size < control.MAX_SIZE_BYTES
-    trained = ControlNetModel.from_pretrained(work.control_folder)
+    trained = ControlNetModel.from_pretrained(control.control_folder(folder))
     assert trained.config.conditioning_embedding_out_channels == [16, 32, 64, 96]
 
 

@@ -66,19 +66,20 @@ def test_the_service_accepts_the_card(work: WorkDir, tmp_path: Path) -> None:
     assert card.vocabulary is not None
     assert len(card.vocabulary.concepts) == len(load_concepts())
     assert "light blue" in card.vocabulary.backgrounds
-    assert {"puppy", "sky", "gray"} <= set(card.words)
+    assert {"puppy", "slice of pizza", "gray"} <= set(card.words)
     assert card.defaults["guidance_scale"] == RECOMMENDED.guidance_scale
 
 
-def test_a_new_export_keeps_what_people_wrote_and_drops_old_measurements(
+def test_a_new_export_keeps_licences_and_drops_what_was_measured(
     work: WorkDir, tmp_path: Path
 ) -> None:
     target = tmp_path / "model"
     target.mkdir()
-    (target / "README.md").write_text("# Card\n")
-    (target / "evaluation.json").write_text("{}")
+    for name in ("NOTICE", "README.md", "evaluation.json"):
+        (target / name).write_text("old")
     export(work, target)
-    assert (target / "README.md").read_text() == "# Card\n"
+    assert (target / "NOTICE").read_text() == "old"
+    assert not (target / "README.md").exists()
     assert not (target / "evaluation.json").exists()
     assert list(tmp_path.iterdir()) == [target]
 

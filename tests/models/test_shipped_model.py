@@ -38,7 +38,7 @@ def pictures(painter: Painter) -> np.ndarray:
 def test_it_is_small_and_holds_no_pickle() -> None:
     assert folder_size(FOLDER) <= MAX_SIZE_BYTES
     suffixes = {path.suffix for path in FOLDER.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".md", ".webp", ""}
+    assert suffixes <= {".json", ".safetensors", ".md", ""}
 
 
 def test_it_carries_card_licence_and_an_evaluation_of_these_very_weights() -> None:
@@ -56,15 +56,15 @@ def test_its_vocabulary_is_part_of_the_recipes() -> None:
     assert vocabulary["backgrounds"] == list(BACKGROUNDS)
 
 
-def test_it_reads_every_word_of_its_vocabulary() -> None:
+def test_every_name_is_one_token_and_no_word_is_unknown() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-    words = json.loads((FOLDER / "limner.json").read_text())["words"]
-    for word in words:
-        ids = tokenizer(word).input_ids
-        assert tokenizer.unk_token_id not in ids[1:-1], word
-        decoded = tokenizer.decode(ids, skip_special_tokens=True)
-        assert decoded.replace(" ", "") == word.replace(" ", "")
-        assert len(ids) - 2 <= max(2, len(word) - 1), f"{word} is spelt out"
+    card = json.loads((FOLDER / "limner.json").read_text())
+    for name in card["vocabulary"]["concepts"]:
+        assert len(tokenizer(f"a {name}, flat style").input_ids) == len(
+            tokenizer("a cat, flat style").input_ids
+        ), name
+    for word in card["words"]:
+        assert tokenizer.unk_token_id not in tokenizer(word).input_ids[1:-1], word
 
 
 def test_a_red_apple_is_red_on_white(pictures: np.ndarray) -> None:
@@ -91,7 +91,7 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(
     painter: Painter, pictures: np.ndarray
 ) -> None:
     difference = pictures[0].astype(np.float64) - pictures[1].astype(np.float64)
-    assert np.sqrt(np.square(difference).mean()) > 10.0
+    assert np.sqrt(np.square(difference).mean()) > 5.0
     again = painter.draw(ORDERS)
     assert (again == pictures).all()
 

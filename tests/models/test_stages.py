@@ -1,4 +1,4 @@
-"""The stages: they train a little, measure themselves, resume, and start from older weights."""
+"""The stages: they train a little, measure themselves, and resume."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import torch
 from safetensors import safe_open
 
 from models.recipe import denoiser, stages
-from models.recipe.adopt import adopt
-from models.recipe.codes import bake
 from models.recipe.curve import Curve
 from models.recipe.dataset import load_dataset
-from models.recipe.export import export
 from models.recipe.heldout import held_out_pairs
-from models.recipe.libraries import UNet2DConditionModel
 from models.recipe.parallel import Worker
 from models.recipe.plan import Plan
 from models.recipe.state import State, load_ema
-from models.recipe.text import build_coded_encoder, load_start
+from models.recipe.text import build_coded_encoder
 from models.recipe.tokenizer import load_tokenizer
 from models.recipe.workdir import WorkDir
 from tests.models.tiny import CONCEPTS, write_work_dir
@@ -82,34 +78,3 @@ def test_the_curve_measures_averaged_weights_and_keeps_snapshots(work: WorkDir) 
     assert [path.stem for path in work.snapshots] == ["0000000100", "0000000200"]
     load_ema(work.snapshots[0], {"layer": layer})
     assert torch.allclose(layer.weight, before - 1.0, atol=2e-3)
-
-
-def test_training_may_start_from_a_model_that_was_exported(work: WorkDir, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    export(work, folder)
-    adopt(folder, work)
-    dataset, tokenizer = load_dataset(work.root), load_tokenizer(work.tokenizer)
-    encoder, unet = build_coded_encoder(work, dataset, tokenizer), denoiser.build_denoiser()
-    load_start(work, encoder, {"unet": unet})
-    bake(encoder)
-    for part, name in ((unet, "unet"), (encoder, "text_encoder")):
-        exported = type(part).from_pretrained(folder / name).state_dict()
-        for key, value in part.state_dict().items():
-            assert torch.allclose(value, exported[key], atol=2e-3), key
-    assert work.start_autoencoder.exists()
-
-
-def test_a_model_of_another_architecture_lends_its_autoencoder(
-    work: WorkDir, tmp_path: Path
-) -> None:
-    folder = tmp_path / "model"
-    export(work, folder)
-    UNet2DConditionModel(
-        block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
-    ).save_pretrained(folder / "unet")  # fmt: skip
-    other = WorkDir(root=tmp_path / "other")
-    adopt(folder, other)
-    assert other.start_autoencoder.exists()
-    assert not other.start.exists()
-    assert not other.tokenizer.exists()
