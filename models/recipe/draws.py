@@ -25,8 +25,8 @@ from models.recipe.tokenizer import tokenize
 EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
-STYLE_SHARES = {"3d": 0.42, "flat": 0.4, "line": 0.18}
-KIND_SHARES = {"plain": 0.32, "posed": 0.2, "background": 0.26, "colour": 0.11, "layout": 0.11}
+STYLE_SHARES = {"3d": 0.44, "flat": 0.42, "line": 0.14}
+KIND_SHARES = {"plain": 0.28, "posed": 0.17, "background": 0.32, "colour": 0.11, "layout": 0.12}
 """Of a drawing's pictures; `posed` are plain ones that are not centred."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
