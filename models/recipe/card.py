@@ -61,7 +61,6 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, str]:
         ),
         "sampler_table": _sampler_table(report["samplers"]),
         "named_and_colour": _percent(colours["named_and_colour"]),
-        "colour_count": str(colours["count"]),
         "rms_mean": f"{seeds['rms_mean']:.0f}",
         "rms_least": f"{seeds['rms_least']:.0f}",
         "least_diverse": seeds["least_diverse"],
