@@ -92,7 +92,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "verdicts": lambda: verdicts.rate_snapshots(work),
         "judge": lambda: judge.train_judge(work, options.device, options.judge_minutes),
         "evaluate": lambda: evaluate.evaluate(work, target, options.docs),
-        "card": lambda: card.write_card(work, target),
+        "card": lambda: card.write_card(target),
     }
 
 

@@ -1,7 +1,7 @@
 """The model's card: `card.md` with the figures of the evaluation filled in.
 
-Called by the command line after `evaluate`. What the figures mean, what an observer saw and what
-the model cannot do is written by hand in `card.md`.
+Called by the command line after `evaluate`. How the model was trained, what the figures mean, what
+an observer saw and what the model cannot do is written by hand in `card.md`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from safetensors import safe_open
-
-from models.recipe.denoiser import ON_CPU
 from models.recipe.drawing import read_defaults
 from models.recipe.export import weights_digest
-from models.recipe.workdir import WorkDir
 
 TEMPLATE = Path(__file__).with_name("card.md")
 _COLUMNS = ("top1", "top1_of_concepts", "top5", "none")
 
 
-def write_card(work: WorkDir, folder: Path) -> None:
+def write_card(folder: Path) -> None:
     """Write the card of the model in `folder`.
 
     Raises ValueError when its evaluation is of other weights.
@@ -31,13 +27,7 @@ def write_card(work: WorkDir, folder: Path) -> None:
     report = json.loads((folder / "evaluation.json").read_text())
     if report["weights_sha256"] != weights_digest(folder):
         raise ValueError(f"{folder / 'evaluation.json'} is of other weights: evaluate again")
-    with safe_open(work.denoiser, "pt") as file:
-        clocks = file.metadata()
-    figures = figures_of(report) | {
-        "guidance": f"{read_defaults(folder).guidance_scale:g}",
-        "denoiser_samples": f"{int(clocks['step']) * ON_CPU.batch:,}",
-        "denoiser_minutes": f"{float(clocks['elapsed_s']) / 60:.0f}",
-    }
+    figures = figures_of(report) | {"guidance": f"{read_defaults(folder).guidance_scale:g}"}
     (folder / "README.md").write_text(Template(TEMPLATE.read_text()).substitute(figures))
 
 

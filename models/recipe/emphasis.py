@@ -13,9 +13,9 @@ from models.recipe import judge, measures
 from models.recipe.captions import STYLES
 from models.recipe.dataset import load_dataset
 from models.recipe.drawing import Painter
-from models.recipe.evaluate import ask, truth_of
+from models.recipe.evaluate import PRECISION, ask, truth_of
 from models.recipe.export import Defaults, build_pipeline
-from models.recipe.questions import TRAINED, Scope, choose_questions
+from models.recipe.questions import TRAINED, choose_questions, whole_scope
 from models.recipe.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ def find_weak(work: WorkDir, settings: Defaults = SETTINGS) -> list[int]:
     """Write the places of all drawings that are not named first; returns them."""
     dataset = load_dataset(work.root)
     model = judge.load_judge(work, dataset)
-    everything = Scope(concept_indexes=tuple(range(len(dataset.concepts))), styles=STYLES)
+    everything = whole_scope(dataset.concepts)
     count = len(dataset.concepts) * len(STYLES)
     questions = [
         question
         for question in choose_questions(dataset.concepts, everything, count)
         if question.kind == TRAINED and (question.concept_index, question.style) in dataset.places
     ]
-    answers = ask(Painter(build_pipeline(work)[0], settings, precision="bfloat16"), questions)
+    answers = ask(Painter(build_pipeline(work)[0], settings, precision=PRECISION), questions)
     named = judge.logits_of(model, measures.as_tensor(answers.pictures)).argmax(1)
     wrong = (named != truth_of(dataset, questions)).tolist()
     weak = [

@@ -50,6 +50,11 @@ class Scope:
     styles: tuple[str, ...]
 
 
+def whole_scope(concepts: Sequence[Concept]) -> Scope:
+    """All things in all styles."""
+    return Scope(concept_indexes=tuple(range(len(concepts))), styles=STYLES)
+
+
 def read_scope(folder: Path) -> Scope:
     """The recipe's concepts and styles that the model's card names."""
     vocabulary = json.loads((folder / "limner.json").read_text())["vocabulary"]

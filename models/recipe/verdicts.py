@@ -10,13 +10,12 @@ import json
 import logging
 
 from models.recipe import judge, measures
-from models.recipe.captions import STYLES
 from models.recipe.curve import append
 from models.recipe.dataset import load_dataset
 from models.recipe.drawing import Painter
-from models.recipe.evaluate import ask, truth_of
+from models.recipe.evaluate import PRECISION, ask, truth_of
 from models.recipe.export import Defaults, build_pipeline
-from models.recipe.questions import COLOUR, HELD_OUT, TRAINED, Scope, choose_questions
+from models.recipe.questions import COLOUR, HELD_OUT, TRAINED, choose_questions, whole_scope
 from models.recipe.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def rate_snapshots(work: WorkDir) -> None:
     """Append a line for each snapshot that has none; the judge must be there."""
     dataset = load_dataset(work.root)
     model = judge.load_judge(work, dataset)
-    everything = Scope(concept_indexes=tuple(range(len(dataset.concepts))), styles=STYLES)
+    everything = whole_scope(dataset.concepts)
     questions = choose_questions(dataset.concepts, everything, COUNTS[TRAINED])
     chosen = [
         question
@@ -40,7 +39,7 @@ def rate_snapshots(work: WorkDir) -> None:
     for path in work.snapshots:
         if int(path.stem) in done:
             continue
-        painter = Painter(build_pipeline(work, path)[0], SETTINGS, precision="bfloat16")
+        painter = Painter(build_pipeline(work, path)[0], SETTINGS, precision=PRECISION)
         answers = ask(painter, chosen)
         record: dict[str, object] = {"samples": int(path.stem)}
         for kind in COUNTS:

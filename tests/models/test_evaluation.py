@@ -72,11 +72,11 @@ def test_the_report_holds_every_figure(tmp_path: Path) -> None:
     assert set(samplers) == set(SAMPLERS)
     assert {path.stem for path in work.sheets.iterdir()} == {TRAINED, COLOUR}
     assert len(load_dataset(work.root).drawings) == 4
-    check_card(work, target)
+    check_card(target)
 
 
-def check_card(work: WorkDir, target: Path) -> None:
-    write_card(work, target)
+def check_card(target: Path) -> None:
+    write_card(target)
     card = (target / "README.md").read_text()
     assert "| **drawn: colour, 3d** (6) |" in card
     assert "guidance_scale=2.5" in card
@@ -84,7 +84,7 @@ def check_card(work: WorkDir, target: Path) -> None:
     report["weights_sha256"] = "another"
     (target / "evaluation.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match="other weights"):
-        write_card(work, target)
+        write_card(target)
 
 
 def shrink_card(folder: Path) -> None:
