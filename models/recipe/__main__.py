@@ -4,6 +4,7 @@
     pack         optional: all drawings in one file, for a machine without network
     take-up      optional: go on with the training of the model in --target
     autoencoder  pictures to latents and back
+    translator   paint what is held out from the same things' other styles
     latents      encode pictures of every drawing
     text         what captions look like
     denoiser     the model itself
@@ -48,7 +49,8 @@ from models.recipe.workdir import WorkDir
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    *("take-up", "data", "pack", "autoencoder", "latents", "text", "denoiser"),
+    *("take-up", "data", "pack", "autoencoder", "translator"),
+    *("latents", "text", "denoiser"),
     *("weak", "keep", "decoder"),
     *("export", "control", "proofs", "judge", "evaluate", "card", "verdicts"),
 )
@@ -82,6 +84,7 @@ def _actions(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "keep": lambda: keep.keep(work, options.kept),
         "autoencoder": lambda: stages.train_autoencoder(root, machine, budget),
         "text": lambda: stages.train_text(root, machine, budget),
+        "translator": lambda: stages.complete_styles(root, machine, options.translator_minutes),
         "latents": lambda: stages.encode_latents(root, machine, budget),
         "denoiser": lambda: stages.train_denoiser(root, machine, budget),
         "weak": lambda: emphasis.find_weak(work),
@@ -110,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kept", type=Path, default=ROOT / "models" / "recipe" / "text.safetensors"
     )
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
+    parser.add_argument("--translator-minutes", type=float, default=14.0, help="on one core")
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
     parser.add_argument("--samples", type=int, default=default.sample_count)
     parser.add_argument("--denoiser-minutes", type=float, default=default.denoiser_minutes)

@@ -2,8 +2,7 @@
 
 Called by the stages that train text encoder and denoiser, and by `export`. While these learn, a
 thing's embedding is computed from the latents of its drawings by a linear map that they share, so
-that what one thing teaches serves all others. Of some examples the very drawing that they ask for
-is hidden: it must then be told from the other styles. `bake` writes the codes into an ordinary
+that what one thing teaches serves all others. `bake` writes the codes into an ordinary
 embedding; the latents and the map do not ship. Legend: B batch, L tokens, V vocabulary, K concepts,
 S styles, F numbers of one latent, D text width.
 """
@@ -16,14 +15,11 @@ from transformers import CLIPTextModel
 
 from models.recipe.captions import STYLES
 from models.recipe.dataset import Dataset
-from models.recipe.heldout import held_out_pairs
 from models.recipe.latents import EncodedPictures, kind_of
 from models.recipe.tokenizer import NO_CONCEPT
 
 WIDTH = 0.3
 """Standard deviation of a fresh code."""
-HIDDEN_SHARES = {"3d": 0.15, "flat": 0.15, "line": 0.4}
-"""Of the examples that ask for a style, those whose drawing is hidden. Lines are hard to guess."""
 
 
 class ConceptEmbedding(nn.Module):
@@ -56,19 +52,7 @@ class ConceptEmbedding(nn.Module):
         self.encode = nn.Linear(shape_KSF[1] * shape_KSF[2], width)
         self.presence = nn.Linear(shape_KSF[1], width, bias=False)
         nn.init.zeros_(self.presence.weight)
-        self.hidden_BS: Tensor | None = None
         self._start_from_components()
-
-    def hide(self, styles_B: Tensor, generator: torch.Generator) -> None:
-        """Of the next batch's examples, places in `STYLES`, hide some of the drawings asked for."""
-        shares_S = torch.tensor([HIDDEN_SHARES[style] for style in STYLES], device=styles_B.device)
-        draws_B = torch.rand(len(styles_B), generator=generator, device=styles_B.device)
-        some_B = draws_B < shares_S[styles_B]
-        self.hidden_BS = nn.functional.one_hot(styles_B, len(STYLES)).bool() & some_B[:, None]
-
-    def show_all(self) -> None:
-        """Hide nothing from now on."""
-        self.hidden_BS = None
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Embeddings [B, L, D]."""
@@ -76,12 +60,9 @@ class ConceptEmbedding(nn.Module):
         words_BLD = self.words(tokens_BL.clamp(max=self.words.num_embeddings - 1))
         rows, places = (owners_BL != NO_CONCEPT).nonzero(as_tuple=True)
         concepts = owners_BL[rows, places]
-        shown = self.present_KS[concepts]
-        if self.hidden_BS is not None:
-            left = shown & ~self.hidden_BS[rows]
-            shown = torch.where(left.any(1, keepdim=True), left, shown)
+        codes = self._codes(concepts, self.present_KS[concepts])
         embeddings_BLD: Tensor = words_BLD.clone()
-        embeddings_BLD[rows, places] = self._codes(concepts, shown).to(words_BLD.dtype)
+        embeddings_BLD[rows, places] = codes.to(words_BLD.dtype)
         return embeddings_BLD
 
     @torch.no_grad()
@@ -120,20 +101,18 @@ class ConceptEmbedding(nn.Module):
 def build_codes(
     dataset: Dataset, encoded: EncodedPictures, scale: float, owners_V: Tensor, width: int
 ) -> ConceptEmbedding:
-    """Codes by the centred plain picture of every drawing that is not held out."""
+    """Codes by the centred plain picture of every drawing, or by its completion."""
     latents = encoded.latents
     shape = (len(dataset.concepts), len(STYLES))
     pictures = torch.zeros(*shape, latents[0].numel())
     present = torch.zeros(shape, dtype=torch.bool)
-    kept_back = held_out_pairs(dataset.concepts)
     for row, index in enumerate(encoded.drawings):
         drawing = dataset.drawings[index]
         if encoded.poses[row] != 0 or kind_of(encoded.scenes[row]) != "plain":
             continue
-        if (drawing.concept_index, drawing.style) not in kept_back:
-            place = drawing.concept_index, STYLES.index(drawing.style)
-            pictures[place] = latents[row].float().flatten() * scale
-            present[place] = True
+        place = drawing.concept_index, STYLES.index(drawing.style)
+        pictures[place] = latents[row].float().flatten() * scale
+        present[place] = True
     return ConceptEmbedding(width, owners_V, pictures, present)
 
 

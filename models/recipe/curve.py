@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextModel
 
-from models.recipe.codes import codes_of
 from models.recipe.denoiser import Noising
 from models.recipe.draws import Draws
 from models.recipe.libraries import UNet2DConditionModel
@@ -33,13 +32,13 @@ class Curve:
         work: WorkDir,
         denoiser: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
-        draws: Mapping[str, Draws],
+        draws: Draws,
         worker: Worker,
         *,
         batch: int,
         snapshot_every: int,
     ) -> None:
-        """`batch` and `snapshot_every` count samples; `draws` is what to measure on, by name."""
+        """`batch` and `snapshot_every` count samples; `draws` is what to measure on."""
         self._work, self._worker = work, worker
         self._denoiser, self._text_encoder, self._draws = denoiser, text_encoder, draws
         self._batch, self._snapshot_every = batch, snapshot_every
@@ -47,15 +46,14 @@ class Curve:
     def __call__(self, state: State) -> None:
         """Append a line, and write a snapshot if it is time for one."""
         sample_count = state.step * self._batch
-        codes_of(self._text_encoder).show_all()
         with state.averaged():
-            losses = {f"loss_{name}": self._loss(each) for name, each in self._draws.items()}
+            loss = self._loss()
         record = {
             "samples": sample_count,
             "cpu_s": round(state.cpu_s),
             "elapsed_s": round(state.elapsed_s),
             "device": self._worker.device.type,
-            **losses,
+            "loss_trained": loss,
         }
         append(self._work.curve, record)
         due = sample_count - sample_count % self._snapshot_every
@@ -63,13 +61,13 @@ class Curve:
             state.save_averaged(self._work.snapshot(due))
 
     @torch.no_grad()
-    def _loss(self, draws: Draws) -> float:
+    def _loss(self) -> float:
         device = self._worker.device
         generator = torch.Generator(device)
         generator.manual_seed(0)
         noising, total = Noising(device), 0.0
         for _ in range(EXAMPLE_COUNT // _BATCH):
-            drawn = draws.batch(_BATCH, generator)
+            drawn = self._draws.batch(_BATCH, generator)
             share = (torch.arange(_BATCH, device=device) + 0.5) / _BATCH
             noise = torch.randn(drawn.latents_BChw.shape, generator=generator, device=device)
             with self._worker.autocast():

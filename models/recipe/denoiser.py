@@ -1,4 +1,4 @@
-"""Stage 4: the denoiser learns to paint what the text encoder says.
+"""Stage 5: the denoiser learns to paint what the text encoder says.
 
 Called by the command line; `export` builds the same modules. The text encoder stays as it is: at
 the denoiser's rate it would forget what its slots were taught before anybody can read them.
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from models.recipe.codes import codes_of
 from models.recipe.dataset import IMAGE_SIZE
 from models.recipe.draws import Draws, LatentBatch
 from models.recipe.libraries import AttnProcessor, DDIMScheduler, UNet2DConditionModel
@@ -114,7 +113,6 @@ def denoiser_loss(
         drawn = draws.batch(batch, local)
         share = torch.rand(batch, generator=local, device=device) ** TIMESTEP_POWER
         noise = torch.randn(drawn.latents_BChw.shape, generator=local, device=device)
-        codes_of(text_encoder).hide(drawn.styles_B, local)
         return noising.error(denoiser, text_encoder, drawn, share, noise), {}
 
     return loss

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import PLAIN, STYLES, Scene, draw_caption
+from models.recipe.captions import PLAIN, Scene, draw_caption
 from models.recipe.dataset import Dataset
-from models.recipe.heldout import held_out_pairs
 from models.recipe.latents import EncodedPictures, kind_of
 from models.recipe.tokenizer import tokenize
 
@@ -35,18 +34,14 @@ _CAPTIONS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentBatch:
-    """Tokens of captions, int64, and scaled latents, float32, of what they describe.
-
-    `styles_B` are places in `STYLES`.
-    """
+    """Tokens of captions, int64, and scaled latents, float32, of what they describe."""
 
     tokens_BL: Tensor
     latents_BChw: Tensor
-    styles_B: Tensor
 
 
 class Draws:
-    """Random examples of the pairs that are not held out, or of those that are."""
+    """Random examples of all drawings that were encoded."""
 
     def __init__(
         self,
@@ -56,35 +51,25 @@ class Draws:
         scale: float,
         *,
         caption_count: int,
-        held_out: bool = False,
         centred: bool = False,
         emphasis: Mapping[int, float] | None = None,
         seed: int = 0,
     ) -> None:
         """Draw `caption_count` captions a picture.
 
-        `held_out` takes only the pairs kept back, `centred` only pictures in the first pose.
-        `emphasis` are factors on how often drawings come, by their places.
+        `centred` takes only pictures in the first pose. `emphasis` are factors on how often
+        drawings come, by their places.
         """
-        kept_back = held_out_pairs(dataset.concepts)
-        drawings = dataset.drawings
-        rows = [
-            row
-            for row, (index, pose) in enumerate(zip(encoded.drawings, encoded.poses, strict=True))
-            if ((drawings[index].concept_index, drawings[index].style) in kept_back) is held_out
-            and not (centred and pose)
-        ]
+        rows = [row for row, pose in enumerate(encoded.poses) if not (centred and pose)]
         self._scale = scale
         self._weights_N = _weights(encoded, dataset, rows, emphasis or {})
         self._latents_NChw = encoded.latents[rows]
-        styles = [STYLES.index(drawings[encoded.drawings[row]].style) for row in rows]
-        self._styles_N = torch.tensor(styles)
         self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
         self._empty_L = tokenize(tokenizer, [""])[0].short()
 
     def to(self, device: torch.device) -> Draws:
         """Keep everything on `device`, where batches will be; returns itself."""
-        for name in ("_weights_N", "_latents_NChw", "_styles_N", "_tokens_NKL", "_empty_L"):
+        for name in ("_weights_N", "_latents_NChw", "_tokens_NKL", "_empty_L"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -99,7 +84,6 @@ class Draws:
         return LatentBatch(
             tokens_BL=tokens.long(),
             latents_BChw=self._latents_NChw[rows].float() * self._scale,
-            styles_B=self._styles_N[rows],
         )
 
 

@@ -1,4 +1,4 @@
-"""Stage 5: from checkpoints to `models/limner-emoji`, a folder in diffusers layout.
+"""Stage 6: from checkpoints to `models/limner-emoji`, a folder in diffusers layout.
 
 Called by the command line. The averaged weights are stored in float16; whoever loads them computes
 in the precision of their choice. Beside them goes `limner.json`, what Limner wants to know. The

@@ -1,8 +1,9 @@
-"""Stage 2: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
+"""Stage 3: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
 
 Called by the command line. The first *chunk* shows every drawing centred, which is what the text
 encoder learns to describe; the others show it in other poses, each with other colours and layouts.
-The denoiser learns from as many chunks as there are. Does not scale latents: `latent_scale` says by
+The denoiser learns from as many chunks as there are. Of what is held out, completions are encoded
+and never the drawing itself. Does not scale latents: `latent_scale` says by
 what the denoiser and the pipeline do.
 """
 
@@ -33,6 +34,7 @@ from models.recipe.heldout import COLOUR_CONCEPTS
 from models.recipe.layouts import lay_out
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.parallel import Worker
+from models.recipe.translator import Views, shown_views
 from models.recipe.workdir import WorkDir
 
 CENTRED = (
@@ -99,14 +101,14 @@ def draw_scene(kind: str, concept: Concept, natural: str | None, random: Random)
     return Scene(background=random.choice(backgrounds))
 
 
-def paintable_colour(dataset: Dataset, index: int) -> str | None:
+def paintable_colour(dataset: Dataset, views: Views, index: int) -> str | None:
     """The colour of a drawing that may be shown in others; None for those that may not."""
     drawing = dataset.drawings[index]
     concept = dataset.concepts[drawing.concept_index]
     held_out = concept.label in COLOUR_CONCEPTS or not concept.colourless_names
     if held_out or drawing.style == "line":
         return None
-    return natural_colour(torch.from_numpy(np.array(dataset.views[index, 0])).float())
+    return natural_colour(torch.from_numpy(views(index, 0)).float())
 
 
 def draw_picture(view_4HW: Tensor, style: str, scene: Scene) -> Tensor:
@@ -123,6 +125,7 @@ def encode_chunk(
     model: AutoencoderTiny, dataset: Dataset, work: WorkDir, number: int, worker: Worker
 ) -> None:
     """Encode one chunk, counted from 0, on one worker, and write it."""
+    views = shown_views(dataset, work)
     random = Random(1000 + number)
     wanted = CENTRED if number == 0 else POSED
     scenes: list[Scene] = []
@@ -130,11 +133,11 @@ def encode_chunk(
     waiting: list[Tensor] = []
     done: list[Tensor] = []
     for index, drawing in enumerate(dataset.drawings):
-        natural = paintable_colour(dataset, index)
+        natural = paintable_colour(dataset, views, index)
         for kind, pose in wanted:
             scene = draw_scene(kind, dataset.concepts[drawing.concept_index], natural, random)
             pose = random.randrange(len(POSES)) if pose is None else pose
-            view = torch.from_numpy(np.array(dataset.views[index, pose])).float()
+            view = torch.from_numpy(views(index, pose)).float()
             waiting.append(draw_picture(view, drawing.style, scene))
             scenes.append(scene)
             poses.append(pose)

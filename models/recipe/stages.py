@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.recipe import autoencoder, control, denoiser, text
+from models.recipe import autoencoder, control, denoiser, text, translator
 from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
 from models.recipe.dataset import find_artist, load_dataset
@@ -102,6 +102,11 @@ def train_text(root: Path, machine: Machine, budget: Budget) -> None:
     machine.run(partial(_text, root, budget.text_minutes))
 
 
+def complete_styles(root: Path, machine: Machine, minutes: float) -> None:
+    """Train the translator, and have it paint the drawings that are held out."""
+    machine.run(partial(_translator, root, minutes))
+
+
 def encode_latents(root: Path, machine: Machine, budget: Budget) -> None:
     """Encode the chunks that are missing, one process each in turn."""
     for number in range(budget.latent_chunks):
@@ -181,6 +186,19 @@ def _text(root: Path, minutes: float, worker: Worker) -> None:
     train(modules, loss, plan, work.text, worker)
 
 
+def _translator(root: Path, minutes: float, worker: Worker) -> None:
+    work, dataset = WorkDir(root=root), load_dataset(root)
+    model = translator.Translator().to(worker.device)
+    batch = translator.BATCH * worker.batch_factor // worker.world_size
+    loss = translator.translator_loss(model, dataset, batch, worker.device)
+    plan = Plan(learning_rate=2e-3, budget_s=60.0 * minutes, ema_decay=0.99, muon=True)
+    modules: dict[str, nn.Module] = {"translator": model}
+    train(modules, loss, plan, work.translator, worker)
+    if worker.leads:
+        load_ema(work.translator, modules)
+        translator.complete(model, dataset, work, worker)
+
+
 def _latents(root: Path, number: int, worker: Worker) -> None:
     work = WorkDir(root=root)
     model = load_autoencoder(work).to(worker.device, memory_format=torch.channels_last)
@@ -198,35 +216,15 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
-    def draws(
-        chunks: Sequence[Path],
-        caption_count: int,
-        *,
-        held_out: bool,
-        emphasis: Mapping[int, float] | None = None,
-    ) -> Draws:
-        made = Draws(
-            load_latents(dataset, chunks),
-            dataset,
-            tokenizer,
-            scale,
-            caption_count=caption_count,
-            held_out=held_out,
-            emphasis=emphasis,
-        )
+    def draws(chunks: Sequence[Path], emphasis: Mapping[int, float]) -> Draws:
+        count = training.caption_count
+        encoded = load_latents(dataset, chunks)
+        made = Draws(encoded, dataset, tokenizer, scale, caption_count=count, emphasis=emphasis)
         return made.to(worker.device)
 
     # Measured on the first chunk, whatever is encoded later.
-    measured = {
-        "trained": draws(work.latent_chunks[:1], training.caption_count, held_out=False),
-        "held_out": draws(work.latent_chunks[:1], 1, held_out=True),
-    }
-    everything = draws(
-        work.latent_chunks,
-        training.caption_count,
-        held_out=False,
-        emphasis=read_emphasis(work),
-    )
+    measured = draws(work.latent_chunks[:1], {})
+    everything = draws(work.latent_chunks, read_emphasis(work))
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,

@@ -1,4 +1,4 @@
-"""Stage 3: the text encoder learns what captions look like before the denoiser has to.
+"""Stage 4: the text encoder learns what captions look like before the denoiser has to.
 
 Called by the command line. The last places of the token window, which no prompt of ordinary length
 reaches, are *slots*: a linear head must paint from each the patch of the centred drawing's latent
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models.recipe.codes import attach, build_codes, codes_of
+from models.recipe.codes import attach, build_codes
 from models.recipe.dataset import Dataset
 from models.recipe.draws import Draws
 from models.recipe.latents import load_latents, work_scale
@@ -79,7 +79,6 @@ def text_loss(
         local = torch.Generator(device)
         local.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         drawn = draws.batch(batch, local)
-        codes_of(model).hide(drawn.styles_B, local)
         states_BLD = model(drawn.tokens_BL)[0]
         painted_BNP = head(states_BLD[:, -SLOT_COUNT:]).float()
         return F.mse_loss(painted_BNP, patches(drawn.latents_BChw)), {}

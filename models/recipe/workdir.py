@@ -39,6 +39,16 @@ class WorkDir:
         """Checkpoint of the text encoder with its codes and the head that paints."""
         return self.root / "text.safetensors"
 
+    @property
+    def translator(self) -> Path:
+        """Checkpoint of the network that paints what is held out."""
+        return self.root / "translator.safetensors"
+
+    @property
+    def completions(self) -> Path:
+        """What it painted, in every pose."""
+        return self.root / "completions.npz"
+
     def latents(self, number: int) -> Path:
         """One chunk of encoded pictures, counted from 0."""
         return self.root / "latents" / f"{number:03d}.npz"

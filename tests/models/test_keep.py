@@ -15,7 +15,7 @@ from models.recipe.heldout import held_out_pairs
 from models.recipe.keep import keep, restored, shrink, take_up
 from models.recipe.latents import encode_chunk
 from models.recipe.workdir import WorkDir
-from tests.models.tiny import CONCEPTS, WORKER, write_views, write_work_dir
+from tests.models.tiny import CONCEPTS, WORKER, write_completions, write_views, write_work_dir
 
 CPU = stages.Machine(device=torch.device("cpu"))
 DRAWINGS = ((0, "3d"), (1, "flat"), min(held_out_pairs(CONCEPTS)))
@@ -57,6 +57,7 @@ def test_a_training_goes_on_from_what_ships(work: WorkDir, tmp_path: Path) -> No
             tolerance = 1e-6 + float(weights.abs().max()) / 100
             assert torch.allclose(weights, after[key], atol=tolerance), key
     dataset = write_views(other.root, DRAWINGS)
+    write_completions(other, dataset)
     stages.train_autoencoder(other.root, CPU, stages.Budget(autoencoder_scale=1e-6))
     encode_chunk(load_autoencoder(other), dataset, other, 0, WORKER)
     stages.train_denoiser(other.root, CPU, stages.Budget(sample_count=128))

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from models.recipe import denoiser, stages
 from models.recipe.curve import Curve
 from models.recipe.dataset import load_dataset
+from models.recipe.draws import Draws
 from models.recipe.heldout import held_out_pairs
+from models.recipe.latents import load_latents
 from models.recipe.parallel import Worker
 from models.recipe.plan import Plan
 from models.recipe.state import State, load_ema
@@ -66,7 +68,9 @@ def test_the_curve_measures_averaged_weights_and_keeps_snapshots(work: WorkDir) 
     encoder = build_coded_encoder(work, dataset, tokenizer)
     state = State({"layer": layer}, Plan(learning_rate=1.0, step_count=9))
     worker = Worker(rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
-    curve = Curve(work, unet, encoder, {}, worker, batch=50, snapshot_every=100)
+    encoded = load_latents(dataset, work.latent_chunks[:1])
+    draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1)
+    curve = Curve(work, unet, encoder, draws, worker, batch=50, snapshot_every=100)
     with torch.no_grad():
         layer.weight += 1.0
     before = layer.weight.detach().clone()

@@ -23,6 +23,7 @@ from models.recipe.state import State
 from models.recipe.text import as_modules as text_modules
 from models.recipe.text import build_coded_encoder, build_head
 from models.recipe.tokenizer import load_tokenizer, train_tokenizer
+from models.recipe.translator import Translator, complete
 from models.recipe.workdir import WorkDir
 
 CONCEPTS = load_concepts()
@@ -45,11 +46,17 @@ def write_views(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) ->
     return load_dataset(root)
 
 
+def write_completions(work: WorkDir, dataset: Dataset) -> None:
+    """Paint what is held out with an untrained translator."""
+    complete(Translator(), dataset, work, WORKER)
+
+
 def write_work_dir(root: Path, drawings: tuple[tuple[int, str], ...] = DRAWINGS) -> WorkDir:
     """Write everything that `export` and the denoiser read; weights are random but fixed."""
     work, dataset = WorkDir(root=root), write_views(root, drawings)
     train_tokenizer(dataset.concepts, work.tokenizer)
     torch.manual_seed(0)
+    write_completions(work, dataset)
     vae = autoencoder.build_autoencoder()
     save(autoencoder.as_modules(vae), work.autoencoder(len(autoencoder.PHASES)))
     encode_chunk(vae, dataset, work, 0, WORKER)
