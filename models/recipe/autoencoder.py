@@ -3,8 +3,8 @@
 Called by the command line. Trains diffusers' AutoencoderTiny from scratch on random crops of the
 views, on any background colour, in two phases: the second sees white more often, as the model's
 users will, and less noise. Latents are pushed towards zero mean and unit variance and get a little
-noise, so that the decoder forgives what the denoiser leaves. `decoder_loss` polishes the decoder
-alone. Legend: B batch, C channels, H and W pixels.
+noise, so that the decoder forgives what the denoiser leaves. Legend: B batch, C channels, H and W
+pixels.
 """
 
 from __future__ import annotations
@@ -54,15 +54,6 @@ PHASES = (
         latent_noise=0.05,
         seed=7,
     ),
-)
-DECODER_PHASE = Phase(
-    minutes=7.0,
-    batch=16,
-    learning_rate=6e-4,
-    ema_decay=0.99,
-    white_share=0.7,
-    latent_noise=0.2,
-    seed=11,
 )
 
 
@@ -143,33 +134,6 @@ def autoencoder_loss(
     return loss
 
 
-def decoder_loss(
-    model: AutoencoderTiny, dataset: Dataset, phase: Phase, batch: int, device: torch.device
-) -> LossFunction:
-    """The loss of the decoder alone; the latent space stays as it is.
-
-    Each picture's latents get noise of a strength of its own, up to the phase's.
-    """
-
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures = draw_pictures(dataset, batch, CROP, phase.white_share, generator).to(device)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            latents = model.encoder(pictures).float()
-        strength = phase.latent_noise * torch.rand((batch, 1, 1, 1), generator=generator)
-        noise = strength * torch.randn(latents.shape, generator=generator)
-        output = model.decoder(latents + noise.to(device)).float()
-        error = F.mse_loss(output.detach().clamp(-1, 1), pictures)
-        return picture_loss(output, pictures), {"psnr_db": -10.0 * torch.log10(error / 4.0)}
-
-    return loss
-
-
 def as_modules(model: AutoencoderTiny) -> dict[str, nn.Module]:
     """The name under which checkpoints hold the autoencoder."""
     return {"vae": model}
-
-
-def decoder_modules(model: AutoencoderTiny) -> dict[str, nn.Module]:
-    """The name under which checkpoints hold the polished decoder."""
-    return {"decoder": model.decoder}

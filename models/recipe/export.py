@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.recipe import autoencoder, denoiser
+from models.recipe import autoencoder, decoder, denoiser
 from models.recipe.captions import BACKGROUNDS, STYLES, Concept, known_words, strip_article
 from models.recipe.codes import bake
 from models.recipe.dataset import IMAGE_SIZE, load_dataset
@@ -94,7 +94,7 @@ def load_autoencoder(work: WorkDir) -> AutoencoderTiny:
     model = autoencoder.build_autoencoder()
     load_ema(work.autoencoder(len(autoencoder.PHASES)), autoencoder.as_modules(model))
     if work.decoder.exists():
-        load_ema(work.decoder, autoencoder.decoder_modules(model))
+        load_ema(work.decoder, decoder.as_modules(model))
     model.eval()
     return model
 

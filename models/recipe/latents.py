@@ -1,10 +1,10 @@
 """Stage 3: pictures of every drawing encoded once, so that the denoiser's steps cost no encoder.
 
-Called by the command line. The first *chunk* shows every drawing centred, which is what the text
-encoder learns to describe; the others show it in other poses, each with other colours and layouts.
-The denoiser learns from as many chunks as there are. Of what is held out, completions are encoded
-and never the drawing itself. Does not scale latents: `latent_scale` says by
-what the denoiser and the pipeline do.
+Called by the command line. The first *chunk* shows every drawing centred, the second in other
+poses, each with other colours and layouts, the third on further backgrounds. The text encoder
+learns to describe what is centred, the denoiser from all there is. Of what is held out, completions
+are encoded and never the drawing itself. Does not scale latents: `latent_scale` says by what the
+denoiser and the pipeline do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ POSED = (
     *(("plain", 1), ("plain", 2), ("plain", 3), ("plain", 4)),
     *(("background", None), ("background", None), ("colour", None), ("layout", 0)),
 )
-"""Pictures of one drawing in the first chunk and in every other: kind and pose, None for any."""
+ON_BACKGROUNDS = (("background", 0),) * 6
+_CHUNKS = (CENTRED, POSED, ON_BACKGROUNDS)
+"""Pictures of one drawing in the first chunks: kind and pose, None for any; then `POSED` again.
+
+The text encoder has to see a thing on most backgrounds: shown on two of eleven, it painted the
+cat on any other without ears.
+"""
 WHITE_SHARE = 0.6
 """Of coloured things and of layouts; the others lie on a random colour."""
 _BATCH = 24
@@ -127,7 +133,7 @@ def encode_chunk(
     """Encode one chunk, counted from 0, on one worker, and write it."""
     views = shown_views(dataset, work)
     random = Random(1000 + number)
-    wanted = CENTRED if number == 0 else POSED
+    wanted = _CHUNKS[number] if number < len(_CHUNKS) else POSED
     scenes: list[Scene] = []
     poses: list[int] = []
     waiting: list[Tensor] = []

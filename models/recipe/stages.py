@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.recipe import autoencoder, control, denoiser, text, translator
+from models.recipe import autoencoder, control, decoder, denoiser, text, translator
 from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
 from models.recipe.dataset import find_artist, load_dataset
@@ -50,7 +50,7 @@ class Budget:
     """Pictures that the denoiser sees on a CPU."""
     denoiser_minutes: float = 14.0
     """What the denoiser gets on a GPU."""
-    latent_chunks: int = 2
+    latent_chunks: int = 3
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every stage gets something to do."""
@@ -154,19 +154,21 @@ def _autoencoder_phase(root: Path, number: int, scale: float, worker: Worker) ->
 
 
 def _decoder(root: Path, worker: Worker) -> None:
-    work, phase = WorkDir(root=root), autoencoder.DECODER_PHASE
+    work, critic = WorkDir(root=root), decoder.Critic().to(worker.device)
     model = load_autoencoder(work).to(worker.device, memory_format=torch.channels_last)
-    batch = phase.batch * worker.batch_factor // worker.world_size
-    loss = autoencoder.decoder_loss(model, load_dataset(root), phase, batch, worker.device)
-    train(autoencoder.decoder_modules(model), loss, _plan(phase, 1.0), work.decoder, worker)
+    batch = decoder.PHASE.batch * worker.batch_factor // worker.world_size
+    loss = decoder.decoder_loss(model, critic, load_dataset(root), batch, worker.device)
+    plan = _plan(decoder.PHASE, 1.0, muon=True)
+    train(decoder.as_modules(model, critic), loss, plan, work.decoder, worker)
 
 
-def _plan(phase: autoencoder.Phase, scale: float) -> Plan:
+def _plan(phase: autoencoder.Phase, scale: float, *, muon: bool = False) -> Plan:
     return Plan(
         learning_rate=phase.learning_rate,
         budget_s=60.0 * phase.minutes * scale,
         ema_decay=phase.ema_decay,
         weight_decay=0.0,
+        muon=muon,
         seed=phase.seed,
     )
 
@@ -177,7 +179,7 @@ def _text(root: Path, minutes: float, worker: Worker) -> None:
     encoder, head = build_coded_encoder(work, dataset, tokenizer), build_head()
     modules = _placed(text.as_modules(encoder, head), worker)
     encoder.set_attn_implementation("eager")
-    encoded = load_latents(dataset, work.latent_chunks[:1])
+    encoded = load_latents(dataset, work.latent_chunks)
     scale = work_scale(work)
     draws = Draws(encoded, dataset, tokenizer, scale, caption_count=8, centred=True)
     batch = TEXT_BATCH * worker.batch_factor // worker.world_size

@@ -17,6 +17,7 @@ from models.recipe.draws import Draws
 from models.recipe.heldout import COLOUR_CONCEPTS, FIRST_EDITION_COUNT, SHARE, held_out_pairs
 from models.recipe.latents import (
     CENTRED,
+    ON_BACKGROUNDS,
     POSED,
     EncodedPictures,
     draw_picture,
@@ -84,6 +85,18 @@ def test_another_chunk_shows_other_scenes(encoded: tuple[WorkDir, Dataset], tmp_
         == len(both.scenes)
         == (len(DRAWINGS) * (len(CENTRED) + len(POSED)))
     )
+
+
+def test_the_third_chunk_shows_everything_on_further_backgrounds(
+    encoded: tuple[WorkDir, Dataset], tmp_path: Path
+) -> None:
+    dataset, other = encoded[1], WorkDir(root=tmp_path)
+    write_completions(other, dataset)
+    encode_chunk(build_autoencoder(), dataset, other, 2, WORKER)
+    pictures = load_latents(dataset, other.latent_chunks)
+    assert len(pictures.latents) == len(DRAWINGS) * len(ON_BACKGROUNDS)
+    assert {kind_of(scene) for scene in pictures.scenes} == {"background"}
+    assert set(pictures.poses) == {0}
 
 
 def test_latents_of_other_drawings_are_refused(encoded: tuple[WorkDir, Dataset]) -> None:
