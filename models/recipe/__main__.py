@@ -10,7 +10,7 @@
     denoiser     the model itself
     weak         optional: find the drawings that the denoiser should be shown more often
     keep         optional: write what take-up needs beside the exported model to --kept
-    decoder      optional: polish the decoder alone; export again afterwards
+    decoder      optional: polish the decoder against a critic; export again afterwards
     export       write the folder in diffusers layout
     control      optional: a ControlNet for edges beside the model in --target
     proofs       optional: sheets of picture to picture, inpainting and edges, into --docs
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kept", type=Path, default=ROOT / "models" / "recipe" / "text.safetensors"
     )
     parser.add_argument("--autoencoder-scale", type=float, default=default.autoencoder_scale)
-    parser.add_argument("--translator-minutes", type=float, default=14.0, help="on one core")
+    parser.add_argument("--translator-minutes", type=float, default=18.0)
     parser.add_argument("--text-minutes", type=float, default=default.text_minutes)
     parser.add_argument("--samples", type=int, default=default.sample_count)
     parser.add_argument("--denoiser-minutes", type=float, default=default.denoiser_minutes)
