@@ -49,8 +49,8 @@ ON_BACKGROUNDS = (("background", 0),) * 6
 _CHUNKS = (CENTRED, POSED, ON_BACKGROUNDS)
 """Pictures of one drawing in the first chunks: kind and pose, None for any; then `POSED` again.
 
-The text encoder has to see a thing on most backgrounds: shown on two of eleven, it painted the
-cat on any other without ears.
+The third is for the text encoder: on a background that a thing was not shown on, the error of its
+patches was a tenth higher (0.038 for 0.034, 3d).
 """
 WHITE_SHARE = 0.6
 """Of coloured things and of layouts; the others lie on a random colour."""
