@@ -13,7 +13,7 @@
     decoder      optional: polish the decoder against a critic; export again afterwards
     export       write the folder in diffusers layout
     control      optional: a ControlNet for edges beside the model in --target
-    proofs       optional: sheets of picture to picture, inpainting and edges, into --docs
+    proofs       optional: sheets of picture to picture, inpainting, negative prompts and edges
     judge        train the classifier that rates the pictures
     evaluate     draw everything, rate it, make the sheets
     card         write the model's card from what was measured

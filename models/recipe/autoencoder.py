@@ -112,24 +112,31 @@ def draw_pictures(
     return composite(torch.stack(crops), colours)
 
 
+def draw_crops(dataset: Dataset, count: int, phase: Phase, generator: torch.Generator) -> Tensor:
+    """What a phase trains on, channels last: float32 [count, 3, CROP, CROP]."""
+    pictures = draw_pictures(dataset, count, CROP, phase.white_share, generator)
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def psnr_db(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pictures in [-1, 1], those of the batch together."""
+    return -10.0 * torch.log10(F.mse_loss(output_BCHW.clamp(-1, 1), target_BCHW) / 4.0)
+
+
 def autoencoder_loss(
     model: AutoencoderTiny, dataset: Dataset, phase: Phase, batch: int, device: torch.device
 ) -> LossFunction:
     """The loss of encoder and decoder together on random crops."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures = draw_pictures(dataset, batch, CROP, phase.white_share, generator).to(device)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = draw_crops(dataset, batch, phase, generator).to(device)
         latents = model.encoder(pictures).float()
         noise = torch.randn(latents.shape, generator=generator).to(device)
         output = model.decoder(latents + phase.latent_noise * noise).float()
         reconstruction = picture_loss(output, pictures)
         penalty = moment_penalty(latents)
-        error = F.mse_loss(output.detach().clamp(-1, 1), pictures)
-        return reconstruction + 0.02 * penalty, {
-            "psnr_db": -10.0 * torch.log10(error / 4.0),
-            "moments": penalty,
-        }
+        metrics = {"psnr_db": psnr_db(output.detach(), pictures), "moments": penalty}
+        return reconstruction + 0.02 * penalty, metrics
 
     return loss
 

@@ -259,6 +259,21 @@ def draw_caption(
     return caption
 
 
+def draw_setting(style: str, scene: Scene, random: Random) -> str:
+    """A caption that names no thing, only some of what else there is: 'blue background, flat'.
+
+    So that negative prompts know what to keep away from, and unknown things get their background.
+    """
+    said = [random.choice(_STYLE_TAILS[style])]
+    if scene.colour is not None:
+        said.append(scene.colour)
+    if scene.layout != "whole":
+        said.append(random.choice(LAYOUTS[scene.layout]))
+    if scene.background is not None:
+        said.append(_background_phrase(scene.background, random).strip(", "))
+    return ", ".join(random.sample(said, random.randint(1, len(said))))
+
+
 def _thing(concept: Concept, scene: Scene, random: Random) -> tuple[str, bool]:
     """Name without article, with colour and in the plural if asked; and whether it had one."""
     if scene.colour is not None:

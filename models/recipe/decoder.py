@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from models.recipe.autoencoder import CROP, Phase, draw_pictures, picture_loss
+from models.recipe.autoencoder import Phase, draw_crops, picture_loss, psnr_db
 from models.recipe.dataset import Dataset
 from models.recipe.libraries import AutoencoderTiny
 from models.recipe.loop import LossFunction
@@ -56,8 +56,7 @@ def decoder_loss(
     """Losses of decoder and critic, added up; neither moves the other's weights."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures = draw_pictures(dataset, batch, CROP, PHASE.white_share, generator).to(device)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = draw_crops(dataset, batch, PHASE, generator).to(device)
         with torch.no_grad():
             latents = model.encoder(pictures).float()
         noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -72,10 +71,9 @@ def decoder_loss(
         judged = judged + F.relu(1.0 + critic(grainy(output.detach())).float()).mean()
         frozen = {name: weights.detach() for name, weights in critic.named_parameters()}
         passed: Tensor = functional_call(critic, frozen, (output,)).float().mean()
-        error = F.mse_loss(output.detach().clamp(-1, 1), pictures)
         total = reconstruction - CRITIC_WEIGHT * passed + judged
         return total, {
-            "psnr_db": -10.0 * torch.log10(error / 4.0),
+            "psnr_db": psnr_db(output.detach(), pictures),
             "reconstruction": reconstruction.detach(),
             "critic": judged.detach(),
         }

@@ -23,6 +23,8 @@ from models.recipe.text import TEXT_WIDTH
 
 TIMESTEP_POWER = 0.75
 """Timesteps are drawn as T · u^0.75: a little more noise than uniform."""
+SURROUNDED_SHARE = 0.5
+"""Of pictures that leave a part of the canvas empty: these have something else there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +135,10 @@ class Noising:
         share_B: Tensor,
         noise_BChw: Tensor,
     ) -> Tensor:
-        """Mean squared error at timesteps that lie at a share, 0 to 1, of the schedule."""
+        """Mean squared error at timesteps that lie at a share, 0 to 1, of the schedule.
+
+        Only of what the captions speak of.
+        """
         step_count = len(self._alphas_cumprod)
         t = (step_count * share_B).long().clamp(max=step_count - 1)
         abar = self._alphas_cumprod[t][:, None, None, None]
@@ -142,7 +147,8 @@ class Noising:
         with torch.no_grad():
             context_BLD = text_encoder(drawn.tokens_BL)[0]
         output = denoiser(signal * x + noise * noise_BChw, t, context_BLD).sample.float()
-        return F.mse_loss(output, signal * noise_BChw - noise * x)
+        error = F.mse_loss(output, signal * noise_BChw - noise * x, reduction="none")
+        return (error * drawn.own_B1hw).mean() / drawn.own_B1hw.float().mean()
 
 
 def make_fast(

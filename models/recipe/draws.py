@@ -16,28 +16,35 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import PLAIN, Scene, draw_caption
+from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting
 from models.recipe.dataset import Dataset
 from models.recipe.latents import EncodedPictures, kind_of
+from models.recipe.surroundings import Surroundings
 from models.recipe.tokenizer import tokenize
 
 EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.44, "flat": 0.42, "line": 0.14}
-KIND_SHARES = {"plain": 0.28, "posed": 0.17, "background": 0.32, "colour": 0.11, "layout": 0.12}
+KIND_SHARES = {"plain": 0.25, "posed": 0.12, "background": 0.33, "colour": 0.12, "layout": 0.18}
 """Of a drawing's pictures; `posed` are plain ones that are not centred."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
+SETTING_SHARE = 0.05
+"""Captions that name no thing."""
 _CAPTIONS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentBatch:
-    """Tokens of captions, int64, and scaled latents, float32, of what they describe."""
+    """Tokens of captions, int64, and scaled latents, float32, of what they describe.
+
+    `own_B1hw`, bool, says which of the latents the caption speaks of.
+    """
 
     tokens_BL: Tensor
     latents_BChw: Tensor
+    own_B1hw: Tensor
 
 
 class Draws:
@@ -53,12 +60,14 @@ class Draws:
         caption_count: int,
         centred: bool = False,
         emphasis: Mapping[int, float] | None = None,
+        surrounded_share: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Draw `caption_count` captions a picture.
 
         `centred` takes only pictures in the first pose. `emphasis` are factors on how often
-        drawings come, by their places.
+        drawings come, by their places. Of the pictures that leave a part of the canvas empty,
+        `surrounded_share` get other pictures there.
         """
         rows = [row for row, pose in enumerate(encoded.poses) if not (centred and pose)]
         self._scale = scale
@@ -66,10 +75,14 @@ class Draws:
         self._latents_NChw = encoded.latents[rows]
         self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
         self._empty_L = tokenize(tokenizer, [""])[0].short()
+        self._surrounded_share = surrounded_share
+        scenes = [encoded.scenes[row] for row in rows]
+        self._surroundings = Surroundings(scenes, encoded.latents.shape[-1])
 
     def to(self, device: torch.device) -> Draws:
         """Keep everything on `device`, where batches will be; returns itself."""
-        for name in ("_weights_N", "_latents_NChw", "_tokens_NKL", "_empty_L"):
+        moved = ("_weights_N", "_latents_NChw", "_tokens_NKL", "_empty_L", "_surroundings")
+        for name in moved:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -81,9 +94,11 @@ class Draws:
         which = torch.randint(caption_count, (count,), generator=generator, device=device)
         empty = torch.rand(count, generator=generator, device=device) < EMPTY_SHARE
         tokens = torch.where(empty[:, None], self._empty_L, self._tokens_NKL[rows, which])
+        latents, own = self._surroundings.surround(
+            rows, self._latents_NChw, self._surrounded_share, generator
+        )
         return LatentBatch(
-            tokens_BL=tokens.long(),
-            latents_BChw=self._latents_NChw[rows].float() * self._scale,
+            tokens_BL=tokens.long(), latents_BChw=latents.float() * self._scale, own_B1hw=own
         )
 
 
@@ -133,7 +148,10 @@ def _captions(
             scene = encoded.scenes[row]
             if scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
                 scene = Scene(background="white")
-            caption = draw_caption(concept, drawing.style, scene, random)
+            if random.random() < SETTING_SHARE:
+                caption = draw_setting(drawing.style, scene, random)
+            else:
+                caption = draw_caption(concept, drawing.style, scene, random)
             if random.random() < JUNK_SHARE:
                 caption = f"{caption} {_junk(random)}"
             captions.append(caption)

@@ -37,3 +37,15 @@ def lay_out(view_4HW: Tensor, layout: str) -> Tensor:
     for top, left in _PLACES[layout]:
         canvas[:, top : top + _HALF, left : left + _HALF] = half
     return canvas
+
+
+def covered(layout: str, side: int) -> Tensor:
+    """Where on a canvas of `side` × `side` the things of a layout lie, bool [side, side]."""
+    if layout == "whole":
+        return torch.ones(side, side, dtype=torch.bool)
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    unit = 2 * _HALF // side
+    for top, left in _PLACES[layout]:
+        rows, columns = (slice(start // unit, (start + _HALF) // unit) for start in (top, left))
+        mask[rows, columns] = True
+    return mask

@@ -39,7 +39,7 @@ def train(
     """Train until the plan's budget is spent, resuming from `checkpoint` if it exists.
 
     `watch` is called by the leading worker at every multiple of `watch_every`. SIGTERM saves
-    and leaves with SystemExit(143) on every worker.
+    and leaves with SystemExit(143) on every worker. A spent budget leaves `checkpoint` alone.
     """
     state = State(modules, plan, worker)
     if checkpoint.exists():
@@ -68,7 +68,7 @@ def _run(
     cpu_clock = time.process_time()
     progress = plan.progress(state.step, state.elapsed_s)
     sums: dict[str, Tensor] = {}
-    counted = 0
+    counted, begun_at = 0, state.step
     while progress < 1.0:
         metrics = _step(state, loss_function, plan, progress, worker)
         for key, value in metrics.items():
@@ -96,7 +96,7 @@ def _run(
         if worker.leads and now - saved_at > plan.save_every_s:
             state.save(checkpoint)
             saved_at = now
-    if worker.leads:
+    if worker.leads and state.step > begun_at:
         state.save(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""Sheets that show what else the model can do: picture to picture, inpainting, edges.
+"""Sheets that show what else the model can do: from pictures, in holes, in outlines, without.
 
 Called by the command line after `export`, and after `control` for the edges. Everything is drawn
 by diffusers' stock pipelines from the folder at its recommended settings, at seed 0; nothing is
@@ -63,6 +63,13 @@ INSERTIONS = (
         prompt="a star in the bottom right corner on a purple background",
     ),
 )
+NEGATIVES = (
+    ("a car", "red"),
+    ("a tree", "green"),
+    ("a rocket on a blue background", "blue background"),
+    ("a cat", "a cat, line style"),
+)
+"""Prompts, each with a negative one."""
 CONTROLS = (
     Change(source="a red apple", prompt="a tomato; a peach; a basketball"),
     Change(source="a dog face", prompt="a bear; a panda; a pig face"),
@@ -106,6 +113,22 @@ def inpainting(painter: Painter) -> Image.Image:
     return _sheet([sources, holes, filled], captions)
 
 
+def negatives(painter: Painter) -> Image.Image:
+    """Rows of two seeds: a prompt's picture, and the same with a negative prompt."""
+    columns, captions = [], []
+    for seed in (0, 1):
+        orders = [Order(prompt=prompt, seed=seed) for prompt, _ in NEGATIVES]
+        columns.append(painter.draw(orders))
+        without = [
+            painter.draw([order], negative_prompt=avoided)
+            for order, (_, avoided) in zip(orders, NEGATIVES, strict=True)
+        ]
+        columns.append(np.concatenate(without))
+    for prompt, avoided in NEGATIVES:
+        captions += [prompt, f"without: {avoided}"] * 2
+    return _sheet(columns, captions)
+
+
 def edge_control(painter: Painter, folder: Path) -> Image.Image:
     """Rows of a source, its edges, and three other things in that outline."""
     control = ControlNetModel.from_pretrained(folder).to(painter.device)
@@ -130,6 +153,7 @@ def make_proofs(model: Path, docs: Path) -> None:
     painter, edges_folder = Painter.load(model), control_folder(model)
     save_webp(image_to_image(painter), docs / "image-to-image.webp", MAX_BYTES)
     save_webp(inpainting(painter), docs / "inpainting.webp", MAX_BYTES)
+    save_webp(negatives(painter), docs / "negative-prompts.webp", MAX_BYTES)
     if edges_folder.exists():
         save_webp(edge_control(painter, edges_folder), docs / "edges.webp", MAX_BYTES)
 

@@ -196,9 +196,13 @@ def _translator(root: Path, minutes: float, worker: Worker) -> None:
     plan = Plan(learning_rate=2e-3, budget_s=60.0 * minutes, ema_decay=0.99, muon=True)
     modules: dict[str, nn.Module] = {"translator": model}
     train(modules, loss, plan, work.translator, worker)
-    if worker.leads:
+    if worker.leads and not _newer(work.completions, work.translator):
         load_ema(work.translator, modules)
         translator.complete(model, dataset, work, worker)
+
+
+def _newer(made: Path, source: Path) -> bool:
+    return made.exists() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def _latents(root: Path, number: int, worker: Worker) -> None:
@@ -218,15 +222,21 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
-    def draws(chunks: Sequence[Path], emphasis: Mapping[int, float]) -> Draws:
-        count = training.caption_count
-        encoded = load_latents(dataset, chunks)
-        made = Draws(encoded, dataset, tokenizer, scale, caption_count=count, emphasis=emphasis)
+    def draws(chunks: Sequence[Path], emphasis: Mapping[int, float], surrounded: float) -> Draws:
+        made = Draws(
+            load_latents(dataset, chunks),
+            dataset,
+            tokenizer,
+            scale,
+            caption_count=training.caption_count,
+            emphasis=emphasis,
+            surrounded_share=surrounded,
+        )
         return made.to(worker.device)
 
     # Measured on the first chunk, whatever is encoded later.
-    measured = draws(work.latent_chunks[:1], {})
-    everything = draws(work.latent_chunks, read_emphasis(work))
+    measured = draws(work.latent_chunks[:1], {}, 0.0)
+    everything = draws(work.latent_chunks, read_emphasis(work), denoiser.SURROUNDED_SHARE)
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,

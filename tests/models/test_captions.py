@@ -19,6 +19,7 @@ from models.recipe.captions import (
     article_for,
     draw_any_scene,
     draw_caption,
+    draw_setting,
     free_colours,
     known_words,
     load_concepts,
@@ -128,6 +129,30 @@ def test_flat_is_always_named_and_3d_seldom() -> None:
     }
     assert named["flat"] == named["line"] == 400
     assert 60 < named["3d"] < 140
+
+
+def test_a_setting_says_some_of_what_is_there_and_names_no_thing() -> None:
+    scene = Scene(background="light blue", colour="red", layout="two")
+    spellings = ("light blue", "sky blue")
+    drawn = [draw_setting("flat", scene, Random(seed)) for seed in range(200)]
+    said = [
+        frozenset(
+            name
+            for name, words in (
+                ("style", ("flat",)),
+                ("on", spellings),
+                ("c", ("red",)),
+                ("2", ("two",)),
+            )
+            if any(word in caption for word in words)
+        )
+        for caption in drawn
+    ]
+    assert {len(names) for names in said} == {1, 2, 3, 4}
+    assert all(
+        len(caption.split(", ")) == len(names) for caption, names in zip(drawn, said, strict=True)
+    )
+    assert "background" not in " ".join(draw_setting("line", PLAIN, Random(s)) for s in range(50))
 
 
 def test_a_seed_fixes_the_captions() -> None:

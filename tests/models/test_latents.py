@@ -28,7 +28,8 @@ from models.recipe.latents import (
     load_latents,
     paintable_colour,
 )
-from models.recipe.layouts import lay_out
+from models.recipe.layouts import covered, lay_out
+from models.recipe.surroundings import Surroundings
 from models.recipe.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from models.recipe.translator import shown_views
 from models.recipe.workdir import WorkDir
@@ -154,6 +155,36 @@ def test_a_layout_holds_so_many_things_of_half_size(layout: str, count: int) -> 
     assert lay_out(view, "whole") is view
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "whole"])
+def test_things_lie_on_the_part_that_they_cover_and_fill_it(layout: str) -> None:
+    laid = lay_out(torch.ones(4, 128, 128), layout)[0]
+    covered_in_pixels = covered(layout, 16).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    assert torch.equal(laid > 0, covered_in_pixels)
+    assert covered("whole", 16).all()
+
+
+def test_what_lies_around_a_thing_is_of_a_picture_on_the_same_background() -> None:
+    scenes = [
+        Scene(layout="top left"),
+        Scene(background="blue", layout="bottom right"),
+        Scene(),
+        Scene(background="blue"),
+    ]
+    latents = torch.arange(4).half()[:, None, None, None].expand(-1, 4, 16, 16)
+    rows = torch.arange(4).repeat(50)
+    surroundings, generator = Surroundings(scenes, 16), torch.Generator().manual_seed(0)
+    got, own = surroundings.surround(rows, latents, 1.0, generator)
+    around: dict[int, set[float]] = {}
+    for row, latent, mine in zip(rows.tolist(), got, own, strict=True):
+        assert torch.equal(mine[0], covered(scenes[row].layout, 16))
+        assert set(latent[:, mine[0]].unique().tolist()) == {float(row)}
+        around.setdefault(row, set()).update(latent[:, ~mine[0]].unique().tolist())
+    assert around == {0: {0.0, 2.0}, 1: {1.0, 3.0}, 2: set(), 3: set()}
+    alone, all_own = surroundings.surround(rows, latents, 0.0, generator)
+    assert torch.equal(alone, latents[rows])
+    assert all_own.all()
+
+
 def test_a_line_drawing_turns_white_on_black() -> None:
     view = torch.zeros(4, 128, 128)
     view[3, 32:96, 32:96] = 255.0
@@ -188,19 +219,27 @@ def test_captions_say_what_their_latents_show(
     draws = Draws(encoded, dataset, tokenizer, 2.0, caption_count=5)
     batch = draws.batch(600, torch.Generator().manual_seed(0))
     empty = tokenize(tokenizer, [""])[0]
-    spoken = 0
+    named = nameless = 0
     for tokens, latent in zip(batch.tokens_BL, batch.latents_BChw, strict=True):
         row = round(float(latent.flatten()[0]) / 2.0)
         if torch.equal(tokens, empty):
             continue
-        spoken += 1
         caption = str(tokenizer.decode(tokens, skip_special_tokens=True))
         index, style = drawings[encoded.drawings[row]]
-        assert _names(caption, CONCEPTS[index].names), caption
+        blue = encoded.scenes[row].background == "blue"
+        small = encoded.scenes[row].layout == "small"
+        said_small = bool({"small", "tiny"} & _words(caption))
+        if not _names(caption, CONCEPTS[index].names):
+            nameless += 1
+            assert blue >= ("blue" in caption)
+            assert small >= said_small
+            continue
+        named += 1
         assert style == "3d" or style in caption
-        assert (encoded.scenes[row].background == "blue") == ("blue" in caption)
-        assert (encoded.scenes[row].layout == "small") == bool({"small", "tiny"} & _words(caption))
-    assert 500 < spoken < 580
+        assert blue == ("blue" in caption)
+        assert small == said_small
+    assert 500 < named + nameless < 580
+    assert 0 < nameless < 60
 
 
 def test_the_centred_pictures_can_be_drawn_alone(

@@ -67,9 +67,10 @@ def test_a_run_cut_off_by_sigterm_ends_bit_identical(tmp_path: Path, plan: Plan)
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
     modules, checkpoint = toy(), tmp_path / "done.safetensors"
     train(modules, toy_loss(modules), PLAN, checkpoint, WORKER)
-    again = toy()
+    again, written = toy(), checkpoint.stat().st_mtime_ns
     state = train(again, toy_loss(again, stop_at=1), PLAN, checkpoint, WORKER)
     assert state.step == 40
+    assert checkpoint.stat().st_mtime_ns == written
     assert torch.equal(
         again["toy"].state_dict()["0.weight"], modules["toy"].state_dict()["0.weight"]
     )

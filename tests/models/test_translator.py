@@ -110,3 +110,6 @@ def test_the_stage_trains_and_paints_what_is_held_out(tmp_path: Path) -> None:
     with np.load(work.completions) as file:
         assert file["drawings"].tolist() == [DRAWINGS.index(HELD_OUT)]
         assert file["views"].shape == (1, len(POSES), 4, 128, 128)
+    painted = work.completions.stat().st_mtime_ns
+    stages.complete_styles(work.root, CPU, 1e-6)
+    assert work.completions.stat().st_mtime_ns == painted, "what is done is not done again"
