@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting
 from models.recipe.dataset import Dataset
+from models.recipe.heldout import FIRST_EDITION_COUNT
 from models.recipe.latents import EncodedPictures, kind_of
 from models.recipe.surroundings import Surroundings
 from models.recipe.tokenizer import tokenize
@@ -28,6 +29,8 @@ WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.44, "flat": 0.42, "line": 0.14}
 KIND_SHARES = {"plain": 0.25, "posed": 0.12, "background": 0.33, "colour": 0.12, "layout": 0.18}
 """Of a drawing's pictures; `posed` are plain ones that are not centred."""
+EVERYDAY_FACTOR = 2.0
+"""How much more often the things of the first edition come: most people ask for them first."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
 SETTING_SHARE = 0.05
@@ -108,7 +111,7 @@ def _weights(
     rows: Sequence[int],
     emphasis: Mapping[int, float],
 ) -> Tensor:
-    """One weight a row: drawings as `STYLE_SHARES` and `emphasis`, kinds as `KIND_SHARES`."""
+    """One weight a row: drawings as `STYLE_SHARES`, `emphasis` and use, kinds as `KIND_SHARES`."""
     totals: dict[tuple[int, str], int] = {}
     kinds = [(encoded.drawings[row], _kind(encoded, row)) for row in rows]
     for key in kinds:
@@ -116,9 +119,14 @@ def _weights(
     kind_sums: dict[int, float] = {}
     for drawing, kind in totals:
         kind_sums[drawing] = kind_sums.get(drawing, 0.0) + KIND_SHARES[kind]
+    use = [
+        EVERYDAY_FACTOR if drawing.concept_index < FIRST_EDITION_COUNT else 1.0
+        for drawing in dataset.drawings
+    ]
     weights = [
         STYLE_SHARES[dataset.drawings[drawing].style]
         * emphasis.get(drawing, 1.0)
+        * use[drawing]
         * KIND_SHARES[kind]
         / (totals[drawing, kind] * kind_sums[drawing])
         for drawing, kind in kinds

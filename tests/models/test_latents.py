@@ -266,6 +266,21 @@ def test_a_drawing_can_be_shown_more_often(
     assert share({0: 3.0}) == pytest.approx(3 * plain / (1 + 2 * plain), abs=0.05)
 
 
+def test_everyday_things_come_twice_as_often(tmp_path: Path) -> None:
+    dataset = write_views(tmp_path, ((0, "3d"), (FIRST_EDITION_COUNT, "3d")))
+    encoded = EncodedPictures(
+        latents=torch.tensor([0.0, 1.0]).half()[:, None, None, None].expand(-1, 4, 1, 1),
+        drawings=(0, 1),
+        poses=(0, 0),
+        scenes=(Scene(), Scene()),
+    )
+    train_tokenizer([CONCEPTS[0]], tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1)
+    batch = draws.batch(1000, torch.Generator().manual_seed(0))
+    assert float((batch.latents_BChw == 0).float().mean()) == pytest.approx(2 / 3, abs=0.05)
+
+
 def _names(caption: str, names: tuple[str, ...]) -> bool:
     return any(name.split(" ", 1)[-1] in caption or name in caption for name in names)
 
