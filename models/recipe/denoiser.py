@@ -23,8 +23,6 @@ from models.recipe.text import TEXT_WIDTH
 
 TIMESTEP_POWER = 0.75
 """Timesteps are drawn as T · u^0.75: a little more noise than uniform."""
-SURROUNDED_SHARE = 0.5
-"""Of pictures that leave a part of the canvas empty: these have something else there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting
+from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting, leave_out
 from models.recipe.dataset import Dataset
 from models.recipe.heldout import FIRST_EDITION_COUNT
 from models.recipe.latents import EncodedPictures, kind_of
@@ -31,8 +31,12 @@ KIND_SHARES = {"plain": 0.25, "posed": 0.12, "background": 0.33, "colour": 0.12,
 """Of a drawing's pictures; `posed` are plain ones that are not centred."""
 EVERYDAY_FACTOR = 2.0
 """How much more often the things of the first edition come: most people ask for them first."""
+SURROUNDED_SHARE = 0.5
+"""Of pictures that leave a part of the canvas empty: these have something else there."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
+UNSAID_SHARES = {"background": 0.12, "colour": 0.3, "layout": 0.1}
+"""How often a caption is silent on something, so that a negative prompt can keep away from it."""
 SETTING_SHARE = 0.05
 """Captions that name no thing."""
 _CAPTIONS_AT_ONCE = 4096
@@ -63,22 +67,25 @@ class Draws:
         caption_count: int,
         centred: bool = False,
         emphasis: Mapping[int, float] | None = None,
-        surrounded_share: float = 0.0,
+        for_denoiser: bool = False,
         seed: int = 0,
     ) -> None:
         """Draw `caption_count` captions a picture.
 
         `centred` takes only pictures in the first pose. `emphasis` are factors on how often
-        drawings come, by their places. Of the pictures that leave a part of the canvas empty,
-        `surrounded_share` get other pictures there.
+        drawings come, by their places. `for_denoiser` has some captions say less than is there,
+        and puts other pictures where the canvas is empty: what a sketch could not be learnt from.
         """
         rows = [row for row, pose in enumerate(encoded.poses) if not (centred and pose)]
         self._scale = scale
         self._weights_N = _weights(encoded, dataset, rows, emphasis or {})
         self._latents_NChw = encoded.latents[rows]
-        self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
+        unsaid = UNSAID_SHARES if for_denoiser else {}
+        self._tokens_NKL = _captions(
+            encoded, dataset, rows, tokenizer, caption_count, unsaid, Random(seed)
+        )
         self._empty_L = tokenize(tokenizer, [""])[0].short()
-        self._surrounded_share = surrounded_share
+        self._surrounded_share = SURROUNDED_SHARE if for_denoiser else 0.0
         scenes = [encoded.scenes[row] for row in rows]
         self._surroundings = Surroundings(scenes, encoded.latents.shape[-1])
 
@@ -145,6 +152,7 @@ def _captions(
     rows: Sequence[int],
     tokenizer: CLIPTokenizer,
     caption_count: int,
+    unsaid_shares: Mapping[str, float],
     random: Random,
 ) -> Tensor:
     """Token ids, int16 [N, K, L]."""
@@ -153,8 +161,8 @@ def _captions(
         drawing = dataset.drawings[encoded.drawings[row]]
         concept = dataset.concepts[drawing.concept_index]
         for _ in range(caption_count):
-            scene = encoded.scenes[row]
-            if scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
+            scene = leave_out(encoded.scenes[row], unsaid_shares, random)
+            if encoded.scenes[row] == PLAIN and random.random() < WHITE_NAMED_SHARE:
                 scene = Scene(background="white")
             if random.random() < SETTING_SHARE:
                 caption = draw_setting(drawing.style, scene, random)

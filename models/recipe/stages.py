@@ -222,7 +222,7 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
-    def draws(chunks: Sequence[Path], emphasis: Mapping[int, float], surrounded: float) -> Draws:
+    def draws(chunks: Sequence[Path], *, emphasis: Mapping[int, float], learnt: bool) -> Draws:
         made = Draws(
             load_latents(dataset, chunks),
             dataset,
@@ -230,13 +230,13 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
             scale,
             caption_count=training.caption_count,
             emphasis=emphasis,
-            surrounded_share=surrounded,
+            for_denoiser=learnt,
         )
         return made.to(worker.device)
 
     # Measured on the first chunk, whatever is encoded later.
-    measured = draws(work.latent_chunks[:1], {}, 0.0)
-    everything = draws(work.latent_chunks, read_emphasis(work), denoiser.SURROUNDED_SHARE)
+    measured = draws(work.latent_chunks[:1], emphasis={}, learnt=False)
+    everything = draws(work.latent_chunks, emphasis=read_emphasis(work), learnt=True)
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,
