@@ -6,8 +6,8 @@ drawn from a generator that the caller passes, so a seed fixes them. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -189,14 +189,6 @@ class Scene:
 
 
 PLAIN = Scene()
-
-
-def leave_out(scene: Scene, shares: Mapping[str, float], random: Random) -> Scene:
-    """The scene as a caption tells it that is silent on some of it, each by its share."""
-    silent = {
-        name: getattr(PLAIN, name) for name, share in shares.items() if random.random() < share
-    }
-    return replace(scene, **silent)
 
 
 def draw_any_scene(concept: Concept, random: Random) -> Scene:

@@ -8,7 +8,7 @@ L tokens, C channels, h and w latent sides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from string import ascii_lowercase
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting, leave_out
+from models.recipe.captions import PLAIN, Scene, draw_caption, draw_setting
 from models.recipe.dataset import Dataset
 from models.recipe.heldout import FIRST_EDITION_COUNT
 from models.recipe.latents import EncodedPictures, kind_of
@@ -35,8 +35,8 @@ SURROUNDED_SHARE = 0.5
 """Of pictures that leave a part of the canvas empty: these have something else there."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
-UNSAID_SHARES = {"background": 0.12, "colour": 0.3, "layout": 0.1}
-"""How often a caption is silent on something, so that a negative prompt can keep away from it."""
+UNSAID_COLOUR_SHARE = 0.3
+"""Captions silent on a thing's colour, so that a negative prompt can keep away from one."""
 SETTING_SHARE = 0.05
 """Captions that name no thing."""
 _CAPTIONS_AT_ONCE = 4096
@@ -80,7 +80,7 @@ class Draws:
         self._scale = scale
         self._weights_N = _weights(encoded, dataset, rows, emphasis or {})
         self._latents_NChw = encoded.latents[rows]
-        unsaid = UNSAID_SHARES if for_denoiser else {}
+        unsaid = UNSAID_COLOUR_SHARE if for_denoiser else 0.0
         self._tokens_NKL = _captions(
             encoded, dataset, rows, tokenizer, caption_count, unsaid, Random(seed)
         )
@@ -152,7 +152,7 @@ def _captions(
     rows: Sequence[int],
     tokenizer: CLIPTokenizer,
     caption_count: int,
-    unsaid_shares: Mapping[str, float],
+    unsaid_colour_share: float,
     random: Random,
 ) -> Tensor:
     """Token ids, int16 [N, K, L]."""
@@ -161,8 +161,10 @@ def _captions(
         drawing = dataset.drawings[encoded.drawings[row]]
         concept = dataset.concepts[drawing.concept_index]
         for _ in range(caption_count):
-            scene = leave_out(encoded.scenes[row], unsaid_shares, random)
-            if encoded.scenes[row] == PLAIN and random.random() < WHITE_NAMED_SHARE:
+            scene = encoded.scenes[row]
+            if scene.colour is not None and random.random() < unsaid_colour_share:
+                scene = replace(scene, colour=None)
+            elif scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
                 scene = Scene(background="white")
             if random.random() < SETTING_SHARE:
                 caption = draw_setting(drawing.style, scene, random)

@@ -52,22 +52,26 @@ CHANGES = (
 INSERTIONS = (
     Change(
         source="a house on a light blue background",
-        prompt="a red apple in the bottom right corner on a light blue background",
+        prompt="a smiling face in the bottom right corner on a light blue background",
     ),
     Change(
         source="a pine tree on a green background",
-        prompt="a mushroom in the bottom right corner on a green background",
+        prompt="a red apple in the bottom right corner on a green background",
+    ),
+    Change(
+        source="a snowman on a pink background",
+        prompt="a soccer ball in the bottom right corner on a pink background",
     ),
     Change(
         source="a castle on a purple background",
-        prompt="a star in the bottom right corner on a purple background",
+        prompt="a yellow heart in the bottom right corner on a purple background",
     ),
 )
 NEGATIVES = (
-    ("a car", "red"),
-    ("a tree", "green"),
-    ("a rocket on a blue background", "blue background"),
-    ("a cat", "a cat, line style"),
+    ("a house", "a red house"),
+    ("a dragon", "a green dragon"),
+    ("a pig face", "a pink pig face"),
+    ("a fox", "an orange fox"),
 )
 """Prompts, each with a negative one."""
 CONTROLS = (

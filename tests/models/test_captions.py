@@ -22,7 +22,6 @@ from models.recipe.captions import (
     draw_setting,
     free_colours,
     known_words,
-    leave_out,
     load_concepts,
     parse_concepts,
     plural,
@@ -154,14 +153,6 @@ def test_a_setting_says_some_of_what_is_there_and_names_no_thing() -> None:
         len(caption.split(", ")) == len(names) for caption, names in zip(drawn, said, strict=True)
     )
     assert "background" not in " ".join(draw_setting("line", PLAIN, Random(s)) for s in range(50))
-
-
-def test_a_caption_may_leave_things_out() -> None:
-    scene, random = Scene(background="blue", colour="red", layout="two"), Random(0)
-    assert leave_out(scene, {}, random) == scene
-    assert leave_out(scene, {"background": 1.0, "layout": 1.0}, random) == Scene(colour="red")
-    left = [leave_out(scene, {"colour": 0.3}, random).colour for _ in range(1000)]
-    assert left.count(None) == pytest.approx(300, abs=50)
 
 
 def test_a_seed_fixes_the_captions() -> None:
