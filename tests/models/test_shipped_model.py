@@ -67,6 +67,14 @@ def test_every_name_and_synonym_is_one_token() -> None:
         assert len(tokenizer(synonym).input_ids) == 3, synonym
 
 
+def test_a_negative_prompt_takes_the_red_from_a_house(painter: Painter) -> None:
+    order = Order(prompt="a house", seed=0)
+    plain = painter.draw([order])[0]
+    without = painter.draw([order], negative_prompt="a red house")[0]
+    assert reddish(plain).mean() > 0.03
+    assert reddish(without).mean() < 0.3 * reddish(plain).mean()
+
+
 def test_a_red_apple_is_red_on_white(pictures: np.ndarray) -> None:
     apple = pictures[0].astype(np.int16)
     assert (corner_colours(pictures[:1]) > 235).all()
@@ -74,8 +82,7 @@ def test_a_red_apple_is_red_on_white(pictures: np.ndarray) -> None:
     assert middle[0] > 150
     assert middle[0] > middle[1] + 80
     assert middle[0] > middle[2] + 60
-    reddish = (apple[..., 0] > apple[..., 1] + 60) & (apple[..., 0] > apple[..., 2] + 20)
-    assert 0.2 < reddish.mean() < 0.7
+    assert 0.2 < reddish(pictures[0]).mean() < 0.7
 
 
 def test_a_blue_background_is_blue_and_the_cat_is_not(pictures: np.ndarray) -> None:
@@ -100,3 +107,10 @@ def test_a_prompt_beyond_its_vocabulary_still_draws(painter: Painter) -> None:
     picture = painter.draw([Order(prompt="a zeppelin over 京都 " * 20, seed=0)])[0]
     assert picture.shape == (128, 128, 3)
     assert torch.from_numpy(picture).float().std() > 5.0
+
+
+def reddish(picture: np.ndarray) -> np.ndarray:
+    """Which pixels are plainly red, bool [H, W]."""
+    red, green, blue = np.moveaxis(picture.astype(np.int16), -1, 0)
+    found: np.ndarray = (red > green + 60) & (red > blue + 20)
+    return found
