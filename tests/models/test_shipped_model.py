@@ -98,7 +98,9 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(
     painter: Painter, pictures: np.ndarray
 ) -> None:
     difference = pictures[0].astype(np.float64) - pictures[1].astype(np.float64)
-    assert np.sqrt(np.square(difference).mean()) > 5.0
+    assert np.sqrt(np.square(difference).mean()) > 2.0
+    report = json.loads((FOLDER / "evaluation.json").read_text())
+    assert report["diversity"]["rms_mean"] > 8.0
     again = painter.draw(ORDERS)
     assert (again == pictures).all()
 
