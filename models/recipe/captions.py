@@ -262,7 +262,7 @@ def draw_caption(
 def draw_setting(style: str, scene: Scene, random: Random) -> str:
     """A caption that names no thing, only some of what else there is: 'blue background, flat'.
 
-    So that negative prompts know what to keep away from, and unknown things get their background.
+    So that an unknown thing still gets its background.
     """
     said = [random.choice(_STYLE_TAILS[style])]
     if scene.colour is not None:

@@ -8,7 +8,7 @@ L tokens, C channels, h and w latent sides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from string import ascii_lowercase
 
@@ -35,8 +35,6 @@ SURROUNDED_SHARE = 0.5
 """Of pictures that leave a part of the canvas empty: these have something else there."""
 JUNK_SHARE = 0.1
 """Captions with words that mean nothing, so that unknown words do no harm."""
-UNSAID_COLOUR_SHARE = 0.3
-"""Captions silent on a thing's colour, so that a negative prompt can keep away from one."""
 SETTING_SHARE = 0.05
 """Captions that name no thing."""
 _CAPTIONS_AT_ONCE = 4096
@@ -67,25 +65,22 @@ class Draws:
         caption_count: int,
         centred: bool = False,
         emphasis: Mapping[int, float] | None = None,
-        for_denoiser: bool = False,
+        surrounded_share: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Draw `caption_count` captions a picture.
 
         `centred` takes only pictures in the first pose. `emphasis` are factors on how often
-        drawings come, by their places. `for_denoiser` has some captions say less than is there,
-        and puts other pictures where the canvas is empty: what a sketch could not be learnt from.
+        drawings come, by their places. Of the pictures that leave a part of the canvas empty,
+        `surrounded_share` get other pictures there.
         """
         rows = [row for row, pose in enumerate(encoded.poses) if not (centred and pose)]
         self._scale = scale
         self._weights_N = _weights(encoded, dataset, rows, emphasis or {})
         self._latents_NChw = encoded.latents[rows]
-        unsaid = UNSAID_COLOUR_SHARE if for_denoiser else 0.0
-        self._tokens_NKL = _captions(
-            encoded, dataset, rows, tokenizer, caption_count, unsaid, Random(seed)
-        )
+        self._tokens_NKL = _captions(encoded, dataset, rows, tokenizer, caption_count, Random(seed))
         self._empty_L = tokenize(tokenizer, [""])[0].short()
-        self._surrounded_share = SURROUNDED_SHARE if for_denoiser else 0.0
+        self._surrounded_share = surrounded_share
         scenes = [encoded.scenes[row] for row in rows]
         self._surroundings = Surroundings(scenes, encoded.latents.shape[-1])
 
@@ -152,7 +147,6 @@ def _captions(
     rows: Sequence[int],
     tokenizer: CLIPTokenizer,
     caption_count: int,
-    unsaid_colour_share: float,
     random: Random,
 ) -> Tensor:
     """Token ids, int16 [N, K, L]."""
@@ -162,9 +156,7 @@ def _captions(
         concept = dataset.concepts[drawing.concept_index]
         for _ in range(caption_count):
             scene = encoded.scenes[row]
-            if scene.colour is not None and random.random() < unsaid_colour_share:
-                scene = replace(scene, colour=None)
-            elif scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
+            if scene == PLAIN and random.random() < WHITE_NAMED_SHARE:
                 scene = Scene(background="white")
             if random.random() < SETTING_SHARE:
                 caption = draw_setting(drawing.style, scene, random)

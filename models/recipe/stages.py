@@ -21,7 +21,7 @@ from models.recipe import autoencoder, control, decoder, denoiser, text, transla
 from models.recipe.captions import load_concepts
 from models.recipe.curve import Curve
 from models.recipe.dataset import find_artist, load_dataset
-from models.recipe.draws import Draws
+from models.recipe.draws import SURROUNDED_SHARE, Draws
 from models.recipe.emphasis import read_emphasis
 from models.recipe.export import load_autoencoder
 from models.recipe.latents import encode_chunk, load_latents, work_scale
@@ -222,7 +222,7 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
     modules = _placed(denoiser.as_modules(unet), worker)
     scale = work_scale(work)
 
-    def draws(chunks: Sequence[Path], *, emphasis: Mapping[int, float], learnt: bool) -> Draws:
+    def draws(chunks: Sequence[Path], *, emphasis: Mapping[int, float], around: float) -> Draws:
         made = Draws(
             load_latents(dataset, chunks),
             dataset,
@@ -230,13 +230,13 @@ def _denoiser(root: Path, budget: Budget, worker: Worker) -> None:
             scale,
             caption_count=training.caption_count,
             emphasis=emphasis,
-            for_denoiser=learnt,
+            surrounded_share=around,
         )
         return made.to(worker.device)
 
     # Measured on the first chunk, whatever is encoded later.
-    measured = draws(work.latent_chunks[:1], emphasis={}, learnt=False)
-    everything = draws(work.latent_chunks, emphasis=read_emphasis(work), learnt=True)
+    measured = draws(work.latent_chunks[:1], emphasis={}, around=0.0)
+    everything = draws(work.latent_chunks, emphasis=read_emphasis(work), around=SURROUNDED_SHARE)
     plan = Plan(
         learning_rate=training.learning_rate,
         step_count=None if on_gpu else budget.sample_count // training.batch,

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from models.recipe.autoencoder import build_autoencoder
 from models.recipe.captions import BACKGROUNDS, LAYOUTS, Scene, load_concepts
 from models.recipe.dataset import POSES, Dataset, composite, ink
-from models.recipe.draws import UNSAID_COLOUR_SHARE, Draws
+from models.recipe.draws import Draws
 from models.recipe.heldout import COLOUR_CONCEPTS, FIRST_EDITION_COUNT, SHARE, held_out_pairs
 from models.recipe.latents import (
     CENTRED,
@@ -243,30 +243,20 @@ def test_captions_say_what_their_latents_show(
     assert 0 < nameless < 60
 
 
-def test_only_the_denoiser_gets_captions_that_keep_quiet_and_canvases_that_are_full(
+def test_half_of_the_things_on_a_part_of_the_canvas_can_be_surrounded(
     marked: tuple[EncodedPictures, Dataset, CLIPTokenizer, list[tuple[int, str]]],
 ) -> None:
     encoded, dataset, tokenizer, _ = marked
-    scenes = tuple(replace(s, colour="green") if s.background else s for s in encoded.scenes)
-    latents = encoded.latents.expand(-1, 4, 16, 16).contiguous()
-    wide = replace(encoded, latents=latents, scenes=scenes)
+    wide = replace(encoded, latents=encoded.latents.expand(-1, 4, 16, 16).contiguous())
 
-    def shares_of_green_and_of_full(*, for_denoiser: bool) -> tuple[float, float]:
-        draws = Draws(wide, dataset, tokenizer, 1.0, caption_count=60, for_denoiser=for_denoiser)
+    def surrounded(share: float) -> float:
+        draws = Draws(wide, dataset, tokenizer, 1.0, caption_count=1, surrounded_share=share)
         batch = draws.batch(2000, torch.Generator().manual_seed(0))
-        green = [
-            "green" in str(tokenizer.decode(tokens))
-            for tokens, latent in zip(batch.tokens_BL, batch.latents_BChw, strict=True)
-            if scenes[int(latent[0, 8, 8])].colour == "green"
-        ]
-        full = (~batch.own_B1hw).flatten(1).any(1).float().mean()
-        return sum(green) / len(green), float(full)
+        return float((~batch.own_B1hw).flatten(1).any(1).float().mean())
 
-    told, alone = shares_of_green_and_of_full(for_denoiser=False)
-    quiet, full = shares_of_green_and_of_full(for_denoiser=True)
-    assert alone == 0.0
-    assert quiet == pytest.approx((1.0 - UNSAID_COLOUR_SHARE) * told, abs=0.05)
-    assert full > 0.05
+    assert surrounded(0.0) == 0.0
+    assert surrounded(0.5) == pytest.approx(surrounded(1.0) / 2, abs=0.03)
+    assert surrounded(1.0) > 0.1
 
 
 def test_the_centred_pictures_can_be_drawn_alone(
