@@ -7,10 +7,12 @@ L tokens, C channels, h and w latent sides.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from string import ascii_lowercase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +29,10 @@ EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.44, "flat": 0.42, "line": 0.14}
-KIND_SHARES = {"plain": 0.25, "posed": 0.12, "background": 0.33, "colour": 0.12, "layout": 0.18}
-"""Of a drawing's pictures; `posed` are plain ones that are not centred."""
+KIND_SHARES = {"plain": 0.28, "background": 0.38, "colour": 0.14, "layout": 0.2}
+"""Of a drawing's pictures."""
+POSED_SHARE = 0.75
+"""Of a kind's pictures, those not in the first pose: captions are silent about it, seeds choose."""
 EVERYDAY_FACTOR = 2.0
 """How much more often the things of the first edition come: most people ask for them first."""
 SURROUNDED_SHARE = 0.5
@@ -113,32 +117,44 @@ def _weights(
     rows: Sequence[int],
     emphasis: Mapping[int, float],
 ) -> Tensor:
-    """One weight a row: drawings as `STYLE_SHARES`, `emphasis` and use, kinds as `KIND_SHARES`."""
-    totals: dict[tuple[int, str], int] = {}
-    kinds = [(encoded.drawings[row], _kind(encoded, row)) for row in rows]
-    for key in kinds:
-        totals[key] = totals.get(key, 0) + 1
-    kind_sums: dict[int, float] = {}
-    for drawing, kind in totals:
-        kind_sums[drawing] = kind_sums.get(drawing, 0.0) + KIND_SHARES[kind]
+    """One weight a row: drawings as `STYLE_SHARES`, `emphasis` and use, then kinds, then poses."""
     use = [
         EVERYDAY_FACTOR if drawing.concept_index < FIRST_EDITION_COUNT else 1.0
         for drawing in dataset.drawings
     ]
+    groups = [
+        _Group(encoded.drawings[row], kind_of(encoded.scenes[row]), encoded.poses[row] > 0)
+        for row in rows
+    ]
+    sizes = Counter(groups)
+    kind_sums: dict[int, float] = defaultdict(float)
+    pose_sums: dict[tuple[int, str], float] = defaultdict(float)
+    for group in sizes:
+        pose_sums[group.drawing, group.kind] += _pose_share(group)
+    for drawing, kind in pose_sums:
+        kind_sums[drawing] += KIND_SHARES[kind]
     weights = [
-        STYLE_SHARES[dataset.drawings[drawing].style]
-        * emphasis.get(drawing, 1.0)
-        * use[drawing]
-        * KIND_SHARES[kind]
-        / (totals[drawing, kind] * kind_sums[drawing])
-        for drawing, kind in kinds
+        STYLE_SHARES[dataset.drawings[group.drawing].style]
+        * emphasis.get(group.drawing, 1.0)
+        * use[group.drawing]
+        * (KIND_SHARES[group.kind] / kind_sums[group.drawing])
+        * (_pose_share(group) / pose_sums[group.drawing, group.kind])
+        / sizes[group]
+        for group in groups
     ]
     return torch.tensor(weights)
 
 
-def _kind(encoded: EncodedPictures, row: int) -> str:
-    kind = kind_of(encoded.scenes[row])
-    return "posed" if kind == "plain" and encoded.poses[row] else kind
+class _Group(NamedTuple):
+    """Pictures that are drawn equally often."""
+
+    drawing: int
+    kind: str
+    posed: bool
+
+
+def _pose_share(group: _Group) -> float:
+    return POSED_SHARE if group.posed else 1.0 - POSED_SHARE
 
 
 def _captions(

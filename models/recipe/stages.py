@@ -50,7 +50,7 @@ class Budget:
     """Pictures that the denoiser sees on a CPU."""
     denoiser_minutes: float = 14.0
     """What the denoiser gets on a GPU."""
-    latent_chunks: int = 3
+    latent_chunks: int = 4
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every stage gets something to do."""

@@ -12,14 +12,15 @@ import torch
 from transformers import CLIPTokenizer
 
 from models.recipe.autoencoder import build_autoencoder
-from models.recipe.captions import BACKGROUNDS, LAYOUTS, Scene, load_concepts
+from models.recipe.captions import BACKGROUNDS, LAYOUTS, PLAIN, Scene, load_concepts
 from models.recipe.dataset import POSES, Dataset, composite, ink
-from models.recipe.draws import Draws
+from models.recipe.draws import KIND_SHARES, POSED_SHARE, Draws
 from models.recipe.heldout import COLOUR_CONCEPTS, FIRST_EDITION_COUNT, SHARE, held_out_pairs
 from models.recipe.latents import (
     CENTRED,
     ON_BACKGROUNDS,
     POSED,
+    POSED_ON_BACKGROUNDS,
     EncodedPictures,
     draw_picture,
     draw_scene,
@@ -99,6 +100,18 @@ def test_the_third_chunk_shows_everything_on_further_backgrounds(
     assert len(pictures.latents) == len(DRAWINGS) * len(ON_BACKGROUNDS)
     assert {kind_of(scene) for scene in pictures.scenes} == {"background"}
     assert set(pictures.poses) == {0}
+
+
+def test_the_fourth_chunk_shows_everything_in_every_other_pose_on_backgrounds(
+    encoded: tuple[WorkDir, Dataset], tmp_path: Path
+) -> None:
+    dataset, other = encoded[1], WorkDir(root=tmp_path)
+    write_completions(other, dataset)
+    encode_chunk(build_autoencoder(), dataset, other, 3, WORKER)
+    pictures = load_latents(dataset, other.latent_chunks)
+    assert len(pictures.latents) == len(DRAWINGS) * len(POSED_ON_BACKGROUNDS)
+    assert set(pictures.poses) == set(range(1, len(POSES)))
+    assert {kind_of(scene) for scene in pictures.scenes} <= {"background", "colour"}
 
 
 def test_latents_of_other_drawings_are_refused(encoded: tuple[WorkDir, Dataset]) -> None:
@@ -266,6 +279,29 @@ def test_the_centred_pictures_can_be_drawn_alone(
     draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1, centred=True)
     batch = draws.batch(50, torch.Generator().manual_seed(0))
     assert {encoded.poses[int(row)] for row in batch.latents_BChw[:, 0, 0, 0]} == {0}
+
+
+def test_three_of_four_pictures_of_a_kind_are_in_another_pose(tmp_path: Path) -> None:
+    poses = (0, 1, 2, 3, 0, 0)
+    scenes = (PLAIN, PLAIN, PLAIN, PLAIN, Scene(layout="small"), Scene(background="blue"))
+    dataset = write_views(tmp_path, ((0, "3d"),))
+    encoded = EncodedPictures(
+        latents=torch.arange(len(poses)).half()[:, None, None, None].expand(-1, 4, 1, 1),
+        drawings=(0,) * len(poses),
+        poses=poses,
+        scenes=scenes,
+    )
+    train_tokenizer([CONCEPTS[0]], tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    draws = Draws(encoded, dataset, tokenizer, 1.0, caption_count=1)
+    batch = draws.batch(4000, torch.Generator().manual_seed(0))
+    shares = batch.latents_BChw[:, 0, 0, 0].long().bincount() / 4000
+    named = KIND_SHARES["plain"] + KIND_SHARES["layout"] + KIND_SHARES["background"]
+    plain = KIND_SHARES["plain"] / named
+    assert float(shares[0]) == pytest.approx((1 - POSED_SHARE) * plain, abs=0.02)
+    assert shares[1:4].tolist() == pytest.approx([POSED_SHARE * plain / 3] * 3, abs=0.02)
+    assert float(shares[4]) == pytest.approx(KIND_SHARES["layout"] / named, abs=0.03)
+    assert float(shares[5]) == pytest.approx(KIND_SHARES["background"] / named, abs=0.03)
 
 
 def test_a_drawing_can_be_shown_more_often(
