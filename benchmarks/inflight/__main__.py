@@ -9,8 +9,9 @@
     `limner_int8`: the same with LIMNER_DIFFUSION_PRECISION=int8.
 
 Closed loops at 1, 4 and 16 clients (20 steps), then Poisson arrivals of mixed length (4 to 50
-steps) at two loads: moderate (70 % of what (a) can do) and high (80 % of what (c) can do).
-Pause whatever else uses the machine.
+steps) at two loads: moderate (70 % of what (a) can do) and high (80 % of what (c) can do). All
+systems take turns, `--rounds` times, and figures are medians of the rounds: a neighbour on the same
+processor slows one minute and not the next. Pause whatever else uses the machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.inflight.rounds import middle
 from benchmarks.inflight.workload import mean_step_count
 
 LABELS = {
@@ -40,19 +42,16 @@ def main() -> None:
     """Measure every system, print the tables, write the plot and the JSON."""
     options = _options()
     common = {"model": options.model, "thread_count": options.threads}
-    systems: dict[str, dict[str, Any]] = {}
-    for name, label in LABELS.items():
-        task = {**common, "closed": [1, 4, 16], "job_count": options.jobs}
-        systems[name] = {"label": label, **_run(name, task)}
+    closed = {**common, "closed": [1, 4, 16], "job_count": options.jobs}
+    systems = _take_turns(closed, options.rounds)
     # Rate and count of the arrivals; slow ones are fewer, or the benchmark would take an hour.
     loads = {
         "moderate": (0.7 * _capacity(systems["diffusers_fifo"]), options.arrivals // 3),
         "high": (0.8 * _capacity(systems["graph_fifo"]), options.arrivals),
     }
-    for name in LABELS:
-        measured = _run(name, {**common, "open": loads})
-        systems[name]["open"] = measured["open"]
-        systems[name]["memory_mib"] = max(systems[name]["memory_mib"], measured["memory_mib"])
+    for name, measured in _take_turns({**common, "open": loads}, options.rounds).items():
+        memory_mib = max(systems[name]["memory_mib"], measured["memory_mib"])
+        systems[name] |= {"label": LABELS[name], "open": measured["open"], "memory_mib": memory_mib}
     _print_tables(systems)
     aims = _aims(systems)
     print(report.table(("ratio", "measured", "aim"), _aim_rows(aims)))
@@ -69,8 +68,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="compute threads of each system")
     parser.add_argument("--jobs", type=int, default=12, help="jobs of a closed loop, at least")
     parser.add_argument("--arrivals", type=int, default=100, help="jobs of an open loop")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each system is measured")
     parser.add_argument("--plot", help="where to write the plot, for example docs/inflight.svg")
     return parser.parse_args()
+
+
+def _take_turns(task: dict[str, Any], round_count: int) -> dict[str, dict[str, Any]]:
+    """What every system measured, by name."""
+    rounds = [{name: _run(name, task) for name in LABELS} for _ in range(round_count)]
+    return {name: middle([measured[name] for measured in rounds]) for name in LABELS}
 
 
 def _run(name: str, task: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +134,11 @@ def _print_tables(systems: dict[str, dict[str, Any]]) -> None:
     _print(
         ("", "cancel to free ms", "peak memory MiB"),
         [
-            (system["label"], milliseconds(system["cancel_to_free_s"]), system["memory_mib"])
+            (
+                system["label"],
+                milliseconds(system["cancel_to_free_s"]),
+                f"{system['memory_mib']:.0f}",
+            )
             for system in systems.values()
         ],
     )

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 InferRequest = Any
 """`openvino.InferRequest`; the package may be absent."""
 
-PIECE_SIZES = (16, 4, 2, 1)
+PIECE_SIZES = (16, 8, 4, 2, 1)
 """Rows of the graphs that are compiled for a fixed size, largest first."""
 
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
