@@ -37,6 +37,8 @@ from models.recipe.workdir import WorkDir
 
 TEXT_BATCH = 128
 CONTROL_BATCH = 16
+TEXT_MINUTES = {"cpu": 90.0, "cuda": 3.0}
+"""By the kind of device, unless a budget says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,8 @@ class Budget:
 
     autoencoder_scale: float = 1.0
     """Factor on the minutes of the autoencoder's phases."""
-    text_minutes: float = 15.5
+    text_minutes: float | None = None
+    """None: as `TEXT_MINUTES`."""
     sample_count: int = 2_000_000
     """Pictures that the denoiser sees on a CPU."""
     denoiser_minutes: float = 14.0
@@ -54,7 +57,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every stage gets something to do."""
-        if min(getattr(self, name) for name in self.__slots__) <= 0:
+        values = [getattr(self, name) for name in self.__slots__]
+        if any(value is not None and value <= 0 for value in values):
             raise ValueError("every budget must be greater than zero")
 
 
@@ -99,7 +103,8 @@ def train_autoencoder(root: Path, machine: Machine, budget: Budget) -> None:
 
 def train_text(root: Path, machine: Machine, budget: Budget) -> None:
     """Pre-train the text encoder."""
-    machine.run(partial(_text, root, budget.text_minutes))
+    minutes = budget.text_minutes or TEXT_MINUTES[machine.device.type]
+    machine.run(partial(_text, root, minutes))
 
 
 def complete_styles(root: Path, machine: Machine, minutes: float) -> None:
