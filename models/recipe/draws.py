@@ -29,7 +29,7 @@ EMPTY_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
 WHITE_NAMED_SHARE = 0.08
 STYLE_SHARES = {"3d": 0.44, "flat": 0.42, "line": 0.14}
-KIND_SHARES = {"plain": 0.28, "background": 0.38, "colour": 0.14, "layout": 0.2}
+KIND_SHARES = {"plain": 0.24, "background": 0.44, "colour": 0.14, "layout": 0.18}
 """Of a drawing's pictures."""
 POSED_SHARE = 0.75
 """Of a kind's pictures, those not in the first pose: captions are silent about it, seeds choose."""

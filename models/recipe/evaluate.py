@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ QUESTION_COUNT = 300
 SAMPLER_QUESTION_COUNT = 30
 STEP_COUNTS = (4, 10, 20, 50)
 DIVERSITY_COUNT = 60
+SEED_COUNT = 4
 PAGE_COUNT = 100
 BACKGROUND_THINGS = ("a cat", "a rocket", "a house", "a guitar")
 README_SHEET_MAX_BYTES = 400_000
@@ -223,14 +225,18 @@ def rate_samplers(
 
 
 def diversity(painter: Painter, questions: Sequence[Question]) -> dict[str, object]:
-    """How much two seeds differ: root mean square of 8-bit pixels, mean and least over prompts."""
-    first, second = (
+    """How much seeds differ: root mean square of 8-bit pixels, over all pairs of `SEED_COUNT`.
+
+    Mean and least over prompts.
+    """
+    drawn = [
         painter.draw([Order(prompt=question.prompt, seed=seed) for question in questions])
-        for seed in (0, 1)
-    )
-    apart = measures.rms_difference(first, second)
+        for seed in range(SEED_COUNT)
+    ]
+    apart = np.mean([measures.rms_difference(*pair) for pair in combinations(drawn, 2)], axis=0)
     least = int(apart.argmin())
     return {
+        "seed_count": SEED_COUNT,
         "rms_mean": round(float(apart.mean()), 2),
         "rms_least": round(float(apart[least]), 2),
         "least_diverse": questions[least].prompt,

@@ -1,8 +1,8 @@
-"""Sheets that show what else the model can do: from pictures, in holes, in outlines, without.
+"""Sheets that show what else the model can do: seeds, from pictures, in holes, outlines, without.
 
 Called by the command line after `export`, and after `control` for the edges. Everything is drawn
-by diffusers' stock pipelines from the folder at its recommended settings, at seed 0; nothing is
-picked. Only pictures to pictures are made without guidance.
+by diffusers' stock pipelines from the folder at its recommended settings, at the first seeds;
+nothing is picked. Only pictures to pictures are made without guidance.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ INSERTIONS = (
         prompt="a yellow heart in the bottom right corner on a purple background",
     ),
 )
+SEEDED = (
+    *("a red apple", "a dog face", "a rocket", "a guitar"),
+    *("a smiling face", "a cat on a blue background"),
+)
+SEEDS = range(4)
 NEGATIVES = (
     ("a house", "a red house"),
     ("a dragon", "a green dragon"),
@@ -117,6 +122,12 @@ def inpainting(painter: Painter) -> Image.Image:
     return _sheet([sources, holes, filled], captions)
 
 
+def seeds(painter: Painter) -> Image.Image:
+    """Rows of a prompt's pictures at different seeds."""
+    drawn = [painter.draw([Order(prompt=p, seed=seed) for p in SEEDED]) for seed in SEEDS]
+    return _sheet(drawn, [f"{prompt}, seed {seed}" for prompt in SEEDED for seed in SEEDS])
+
+
 def negatives(painter: Painter) -> Image.Image:
     """Rows of two seeds: a prompt's picture, and the same with a negative prompt."""
     columns, captions = [], []
@@ -155,6 +166,7 @@ def edge_control(painter: Painter, folder: Path) -> Image.Image:
 def make_proofs(model: Path, docs: Path) -> None:
     """Write the sheets of the model in the folder `model`; edges only if it has a ControlNet."""
     painter, edges_folder = Painter.load(model), control_folder(model)
+    save_webp(seeds(painter), docs / "seeds.webp", MAX_BYTES)
     save_webp(image_to_image(painter), docs / "image-to-image.webp", MAX_BYTES)
     save_webp(inpainting(painter), docs / "inpainting.webp", MAX_BYTES)
     save_webp(negatives(painter), docs / "negative-prompts.webp", MAX_BYTES)
