@@ -5,6 +5,7 @@ processes of the suite share the machine. No test depends on how fast that machi
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hypothesis import HealthCheck, settings
 from tests.postgresql import PostgresServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job; the processes that are tested would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("limner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("limner")
 
