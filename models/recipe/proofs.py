@@ -2,7 +2,7 @@
 
 Called by the command line after `export`, and after `control` for the edges. Everything is drawn
 by diffusers' stock pipelines from the folder at its recommended settings, at the first seeds;
-nothing is picked. Only pictures to pictures are made without guidance.
+prompts are examples that show the effect. Only pictures to pictures are made without guidance.
 """
 
 from __future__ import annotations
