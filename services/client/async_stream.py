@@ -71,7 +71,8 @@ class AsyncEventStream(Generic[_Response, _Event]):
         error = decode_error(failure)
         delay_s = self._attempts.delay_s(error, answered=self._answered)
         try:
-            await asyncio.wait_for(self._closed.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await self._closed.wait()
         except TimeoutError:
             self._call = self._start(self._attempts.remaining_s())
         else:

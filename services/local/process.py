@@ -70,7 +70,8 @@ class ServiceProcess:
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            return await asyncio.wait_for(self.wait(), self.spec.grace_s + 10)
+            async with asyncio.timeout(self.spec.grace_s + 10):
+                return await self.wait()
         except TimeoutError:
             self.kill()
             return await self.wait()

@@ -41,6 +41,7 @@ class Patience:
                     raise
                 _LOGGER.warning("jobs cannot be stored now", extra={"why": error.why})
             try:
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._stopping.wait()
             except TimeoutError:
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)

@@ -61,7 +61,8 @@ class WebhookDeliverer:
                     self._one_ended.clear()
                     await self._start_due(group, threads)
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._one_ended.wait(), _POLL_S)
+                        async with asyncio.timeout(_POLL_S):
+                            await self._one_ended.wait()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 

@@ -6,13 +6,18 @@ of an account carry it as their hash tag. Works on Redis 6.2 and later and on Va
 The client never retries and waits a quarter of a second at most: with redis-py's defaults a gateway
 takes seconds to notice that the server is gone. What a verb that timed out did is not known; leases
 expire, and the ledger corrects balances, so that it need not be.
+
+The time is kept here. redis-py's `socket_timeout` sends with `asyncio.wait_for`, which on Python
+3.11 loses the cancellation of a caller whose command was just sent (gh-86296): a client that left
+would go on, and a gateway that drains would never end.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -43,13 +48,15 @@ _SCAN_COUNT = 500
 _VERBS = ("admit", "renew", "close", "snapshot", "set_balance", "sweep")
 _PREFIX, _SUFFIX = "limner:{", "}:account"
 
+_Answer = TypeVar("_Answer")
+
 
 class RedisStore:
     """An `AdmissionStore` in the server at `url` (`redis://…`, `rediss://…`, `unix://…`).
 
-    Connects on first use and waits `timeout_s` at most for every answer. Raises ValueError for a
-    URL that cannot be understood. `clock` is Lua that sets `now`, milliseconds since 1970; None:
-    the server's clock, `lua/clock.lua`.
+    Connects on first use and waits `timeout_s` at most for every answer, connecting included.
+    Raises ValueError for a URL that cannot be understood. `clock` is Lua that sets `now`,
+    milliseconds since 1970; None: the server's clock, `lua/clock.lua`.
     """
 
     is_immediate = False
@@ -57,12 +64,13 @@ class RedisStore:
     def __init__(
         self, url: str, *, timeout_s: float = _TIMEOUT_S, clock: str | None = None
     ) -> None:
+        self._timeout_s = timeout_s
         # One that blocks: a burst waits for a connection, it does not look like an outage.
         pool = BlockingConnectionPool.from_url(
             url,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            timeout=None,
+            socket_timeout=None,
+            socket_connect_timeout=timeout_s,  # for disconnecting, too
             retry=Retry(NoBackoff(), 0),
             max_connections=_MAX_CONNECTIONS,
         )
@@ -164,11 +172,12 @@ class RedisStore:
     async def accounts(self) -> AsyncIterator[str]:
         """See `AdmissionStore`."""
         pattern = f"{_PREFIX}*{_SUFFIX}"
-        try:
-            async for key in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
+        cursor: int | None = None
+        while cursor != 0:
+            page: Awaitable[Any] = self._redis.scan(cursor or 0, match=pattern, count=_SCAN_COUNT)
+            cursor, keys = await self._answer("scan", page)
+            for key in keys:
                 yield key.decode().removeprefix(_PREFIX).removesuffix(_SUFFIX)
-        except (RedisError, OSError) as error:
-            raise StoreError(str(error)) from error
 
     async def close_store(self) -> None:
         """Closes the connections."""
@@ -176,8 +185,14 @@ class RedisStore:
 
     async def _run(self, verb: str, account: str, *arguments: str | int) -> Any:
         keys = [f"{_PREFIX}{account}}}:{name}" for name in ("account", "leases", "reserved")]
+        return await self._answer(verb, self._scripts[verb](keys=keys, args=list(arguments)))
+
+    async def _answer(self, verb: str, asked: Awaitable[_Answer]) -> _Answer:
         try:
-            return await self._scripts[verb](keys=keys, args=list(arguments))
+            async with asyncio.timeout(self._timeout_s):
+                return await asked
+        except TimeoutError as error:
+            raise StoreError(f"{verb}: no answer in {self._timeout_s:g} s") from error
         except (RedisError, OSError) as error:
             raise StoreError(f"{verb}: {type(error).__name__}: {error}") from error
 

@@ -104,7 +104,8 @@ class ClusterRun:
                     return end
                 backoff.reset()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), _LOOK_S)
+                    async with asyncio.timeout(_LOOK_S):
+                        await changed.wait()
 
     async def _advance(self) -> RunEnd | None:
         """Do what is to be done now; the end, if this is it."""

@@ -249,7 +249,8 @@ class ApiServer:
                     await _send(response, change.type, change.object)
                 version = self._version
                 try:
-                    await asyncio.wait_for(changed.wait(), _BOOKMARK_S)
+                    async with asyncio.timeout(_BOOKMARK_S):
+                        await changed.wait()
                 except TimeoutError:
                     if not self.faults.no_bookmarks:
                         await _send(response, "BOOKMARK", _bookmark(kind, version))
