@@ -34,6 +34,10 @@ from services.storage.sqlite_file import SqliteFile
 
 _BUSY_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 5.0
+_SQLITE_CACHE_KIB = 256
+"""Of each connection. With SQLite's own 2 MiB a process grows with the file, to hold pages that
+the system's cache holds, too.
+"""
 _POSTGRESQL_TIMEOUTS_S = {"timeout": 10, "command_timeout": 60}
 
 _log = logging.getLogger(__name__)
@@ -229,4 +233,5 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
     cursor.close()
