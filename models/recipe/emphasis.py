@@ -56,8 +56,8 @@ def find_weak(work: WorkDir, settings: Defaults = SETTINGS) -> list[int]:
 
 def _on_backgrounds(questions: Sequence[Question]) -> list[Question]:
     """The same, each on a background of some colour but white."""
-    random = Random(0)
-    names = [random.choice([name for name in BACKGROUNDS if name != "white"]) for _ in questions]
+    coloured = [name for name in BACKGROUNDS if name != "white"]
+    names = Random(0).choices(coloured, k=len(questions))
     return [
         replace(question, prompt=f"{question.prompt} on {article_for(name)} {name} background")
         for question, name in zip(questions, names, strict=True)

@@ -1,6 +1,7 @@
 """What the store on a server owes its callers, whatever the server and they do."""
 
 import asyncio
+from random import Random
 
 import pytest
 
@@ -34,6 +35,20 @@ async def test_a_caller_that_is_cancelled_does_not_go_on(redis_url, tick_count):
     await asyncio.wait([asked])
     assert asked.cancelled() or was_answered
     assert not (await store.snapshot("acme")).is_known  # and nobody reads its answer
+    await store.close_store()
+
+
+async def test_callers_that_leave_a_crowd_take_no_connection_with_them(redis_url):
+    store, random = RedisStore(redis_url, timeout_s=30), Random(0)
+    loop = asyncio.get_running_loop()
+    for _ in range(10):
+        crowd = [asyncio.create_task(store.snapshot("acme")) for _ in range(150)]
+        for asked in random.sample(crowd, 75):
+            loop.call_later(random.uniform(0, 0.05), asked.cancel)
+        await asyncio.wait(crowd)
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(store.snapshot("acme") for _ in range(64)))
+    assert not store._redis.connection_pool._in_use_connections
     await store.close_store()
 
 
